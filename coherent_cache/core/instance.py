@@ -1,0 +1,194 @@
+"""One instance: its shards, settings, codec and counters; what the operations work on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from random import Random
+from typing import Any
+
+from coherent_cache.config import Settings
+from coherent_cache.core.local_tier import Entry, LocalTier, RemovalCause, TierCounts, estimated_size
+from coherent_cache.core.shard import Shard
+from coherent_cache.core.states import State, worst
+from coherent_cache.core.stats import CacheStats, Counters
+from coherent_cache.errors import ForeignValue
+from coherent_cache.events import Event, ForeignValueSeen
+from coherent_cache.keys import shard_of
+from coherent_cache.serializers import Codec, is_immutable
+from coherent_cache.wire import Envelope, WireError, decode_envelope
+
+class Instance:
+    """One instance of a namespace in one process.
+
+    Attributes:
+        settings: its settings.
+        codec: values to payloads and back.
+        shards: one per shard of the namespace.
+        counters: see :class:`coherent_cache.core.stats.Counters`.
+        instance_id: its name in messages and log lines.
+        emit: takes events; must not block.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        codec: Codec,
+        *,
+        instance_id: str,
+        lock: Callable[[], AbstractContextManager[object]],
+        rng: Random,
+        emit: Callable[[Event], None],
+    ) -> None:
+        """Make an instance that knows nothing yet.
+
+        Args:
+            settings: its settings.
+            codec: its codec.
+            instance_id: its name.
+            lock: makes a shard's lock, see :class:`coherent_cache.core.shard.Shard`.
+            rng: for random replacement.
+            emit: takes events; must not block.
+        """
+        self.settings = settings
+        self.codec = codec
+        self.instance_id = instance_id
+        self.emit = emit
+        self.counters = Counters()
+        self.shards = tuple(
+            Shard(
+                index,
+                self._make_tier(index, rng),
+                max_staleness=settings.max_staleness,
+                lock=lock(),
+                counters=self.counters,
+                emit=emit,
+            )
+            for index in range(settings.shards)
+        )
+
+    def _make_tier(self, index: int, rng: Random) -> LocalTier:
+        settings = self.settings
+        return LocalTier(
+            policy=settings.policy,
+            max_entries=_share(settings.max_entries, settings.shards, index),
+            max_bytes=None if settings.max_bytes is None else _share(settings.max_bytes, settings.shards, index),
+            rng=rng,
+            counts=TierCounts(),
+        )
+
+    # -- keys and values -------------------------------------------------------------------------------------------
+
+    def shard_of(self, key: bytes) -> Shard:
+        """Shard of a key given in UTF-8."""
+        return self.shards[shard_of(key, len(self.shards))]
+
+    def open_envelope(self, key: str, digest: bytes, data: bytes) -> Envelope | None:
+        """Decode what Redis holds for a key; None for foreign or damaged bytes if ``on_foreign="miss"``.
+
+        Raises:
+            ForeignValue: foreign or damaged bytes, and ``on_foreign="raise"``.
+        """
+        try:
+            return decode_envelope(data, digest)
+        except WireError as error:
+            return self.foreign(key, str(error))
+
+    def foreign(self, key: str, reason: str) -> None:
+        """Report a foreign value; return None if ``on_foreign="miss"``.
+
+        Raises:
+            ForeignValue: if ``on_foreign="raise"``.
+        """
+        self.counters.errors += 1
+        self.emit(ForeignValueSeen(key, reason))
+        if self.settings.on_foreign == "raise":
+            raise ForeignValue(key, reason)
+
+    def make_entry(
+        self, key: str, value: Any, payload: bytes, seq: int, tags: tuple[str, ...], expires_at: float
+    ) -> Entry:
+        """Make a local entry: the value itself where it may be shared, else its payload (``copy_values``).
+
+        Args:
+            key: user key.
+            value: the value, decoded from ``payload``, so that no caller holds the same object.
+            payload: the value in this instance's own codec.
+            seq: version.
+            tags: tags.
+            expires_at: local expiry in seconds of the local clock.
+        """
+        shared = not self.settings.copy_values or is_immutable(value)
+        return Entry(
+            value if shared else payload,
+            seq=seq,
+            size=estimated_size(key, len(payload)),
+            expires_at=expires_at,
+            shared=shared,
+            tags=tags,
+        )
+
+    # -- what users ask --------------------------------------------------------------------------------------------
+
+    def state(self, now: float) -> State:
+        """Worst state of the shards; without a local tier, ``coherent``: every read asks Redis."""
+        if not self.settings.local_enabled:
+            return State.COHERENT
+        return worst([shard.state_at(now) for shard in self.shards])
+
+    def horizon_age(self, now: float) -> float:
+        """Seconds since the oldest shard's last proof of freshness; ``inf`` if there is none."""
+        return max(now - shard.tier.horizon for shard in self.shards)
+
+    def clear_local(self) -> int:
+        """Empty the local tier; return how many entries went."""
+        return sum(shard.clear_local() for shard in self.shards)
+
+    def set_trace(self, enabled: bool) -> None:  # noqa: FBT001
+        """Switch the events that come per message or refused fill on or off."""
+        for shard in self.shards:
+            shard.trace = enabled
+
+    def stats(self, now: float) -> CacheStats:
+        """Return a snapshot of the counters."""
+        counters = self.counters
+        tiers = [shard.tier for shard in self.shards]
+        removals = {cause: sum(tier.counts.removed[cause] for tier in tiers) for cause in RemovalCause}
+        hits = sum(tier.hits for tier in tiers)
+        total = hits + counters.misses
+        lags = [shard.lag for shard in self.shards]
+        return CacheStats(
+            enabled=self.settings.local_enabled,
+            size=sum(map(len, tiers)),
+            max_entries=self.settings.max_entries,
+            bytes=sum(tier.bytes for tier in tiers),
+            hits=hits,
+            misses=counters.misses,
+            hit_rate=hits / total if total else 0.0,
+            total_requests=total,
+            redis_hits=counters.redis_hits,
+            loads=counters.loads,
+            evictions=removals[RemovalCause.SIZE],
+            expirations=removals[RemovalCause.EXPIRED],
+            removals={cause.value: count for cause, count in removals.items()},
+            invalidations_received=counters.received,
+            invalidations_applied=counters.applied,
+            invalidations_ignored=counters.received - counters.applied,
+            fills_refused=counters.fills_refused,
+            resyncs=counters.resyncs,
+            replays=counters.replays,
+            flushes=counters.flushes,
+            errors=counters.errors,
+            propagation_p50=_worst_percentile([lag.percentile(0.50) for lag in lags]),
+            propagation_p99=_worst_percentile([lag.percentile(0.99) for lag in lags]),
+            state=self.state(now).value,
+            horizon_age=self.horizon_age(now),
+        )
+
+
+def _share(total: int, parts: int, index: int) -> int:
+    return total // parts + (index < total % parts)
+
+
+def _worst_percentile(values: list[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)

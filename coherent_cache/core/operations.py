@@ -1,0 +1,419 @@
+"""Every operation, written once: generators that yield requests and are sent replies (see ``core.requests``).
+
+The fronts run them with threads or asyncio, the simulator step by step. None of them touches a clock: the moments that
+matter come with the replies. The local hit is inlined by the fronts; what is here begins with a miss.
+
+A token is registered before each request and released on every way out (P7). A write that fails without a definite
+answer makes its keys distrusted before the error leaves (review A8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import inf
+from typing import Any, Final, NamedTuple, NoReturn
+
+from coherent_cache.core.instance import Instance
+from coherent_cache.core.local_tier import Entry
+from coherent_cache.core.requests import (
+    MAX_BYTES_PER_SCRIPT,
+    MAX_KEYS_PER_SCRIPT,
+    Condition,
+    DeleteRequest,
+    FloorRequest,
+    Operation,
+    ReadReply,
+    ReadRequest,
+    StoreRequest,
+    TouchRequest,
+    WriteReply,
+)
+from coherent_cache.core.shard import Shard
+from coherent_cache.core.tokens import Token
+from coherent_cache.errors import (
+    CacheUnavailable,
+    CoherentCacheError,
+    ForeignValue,
+    InvalidKey,
+    SerializationError,
+    ValueTooLarge,
+    VersionConflict,
+)
+from coherent_cache.keys import check_key, check_tags, key_facts, shard_of
+from coherent_cache.versions import Version
+from coherent_cache.wire import Kind, encode_envelope_tail
+
+
+class Missing:
+    """The type of :data:`MISSING`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+    def __reduce__(self) -> str:
+        """Stay a singleton through copy and pickle."""
+        return "MISSING"
+
+
+MISSING: Final = Missing()
+"""Stands for "no value": ``set(..., if_version=MISSING)`` stores only if absent; ``update`` deletes if it is returned."""
+
+
+class Found(NamedTuple):
+    """What a read found in Redis.
+
+    Attributes:
+        value: the decoded value.
+        version: its version.
+        expires_at: when it expires, in seconds of the local clock; ``inf`` for never.
+        sent_at: local clock before the request was sent: the value was current at some moment after it.
+    """
+
+    value: Any
+    version: Version
+    expires_at: float
+    sent_at: float
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read(instance: Instance, keys: Iterable[str]) -> Operation[dict[str, Found]]:
+    """Read keys from Redis and fill the local tier; return those that are there (P2, P7).
+
+    Args:
+        instance: the instance.
+        keys: user keys; repeated ones are read once.
+
+    Raises:
+        InvalidKey: before anything is sent.
+        CacheUnavailable: Redis refused or is away.
+        ForeignValue: a key holds no envelope, and ``on_foreign="raise"``.
+        SerializationError: a payload cannot be decoded.
+    """
+    groups = _by_shard(instance, keys)
+    chunks = [(shard, chunk) for shard, group in groups for chunk in _chunks(group, MAX_KEYS_PER_SCRIPT)]
+    requests = [ReadRequest(shard.index, tuple(facts[0] for _, facts in chunk)) for shard, chunk in chunks]
+    found: dict[str, Found] = {}
+    tokens: list[tuple[Shard, Token]] = []
+    try:
+        tokens += [(shard, shard.register([key for key, _ in chunk])) for shard, chunk in chunks]
+        replies = yield requests
+        for (shard, token), (_, chunk), reply in zip(tokens, chunks, replies, strict=True):
+            assert isinstance(reply, ReadReply)
+            items = _take(instance, chunk, reply, found)
+            shard.absorb(token, reply, items, now=reply.sent_at)
+    finally:
+        for shard, token in tokens:
+            shard.release(token)
+    instance.counters.redis_hits += len(found)
+    return found
+
+
+def _take(
+    instance: Instance, chunk: Sequence[Key], reply: ReadReply, found: dict[str, Found]
+) -> list[tuple[str, int, Entry | None]]:
+    """Judge and decode what a reply holds; add live values to ``found``, return what the shard is to take in."""
+    items: list[tuple[str, int, Entry | None]] = []
+    epoch, floor, sent_at, now_ms, tag_floors = reply.epoch, reply.floor, reply.sent_at, reply.now_ms, reply.tag_floors
+    keep, codec, local_ttl = instance.settings.local_enabled, instance.codec, instance.settings.local_ttl
+    for at, ((key, facts), data) in enumerate(zip(chunk, reply.envelopes, strict=True)):
+        envelope = None if data is None else instance.open_envelope(key, facts[1], data)
+        # An envelope lives iff it is of the same epoch, floors < version <= clock, and its time is not over (P2, P10).
+        if (
+            envelope is None
+            or envelope.epoch != epoch
+            or not floor < envelope.seq <= reply.seq
+            or (tag_floors and envelope.seq <= tag_floors[at])
+            or 0 < envelope.expires_ms <= now_ms
+        ):
+            items.append((key, reply.seq + 1, None))
+            continue
+        _, seq, expires_ms, code, tags, payload = envelope
+        try:
+            value = codec.loads(payload) if code == codec.code else codec.decode(payload, code)
+            if keep and code != codec.code:
+                payload = codec.encode(value)
+        except SerializationError as error:
+            raise SerializationError(error.reason, key=key) from error
+        # What Redis has left, counted from before the request was sent.
+        expires_at = sent_at + (expires_ms - now_ms) / 1000 if expires_ms else inf
+        found[key] = Found(value, Version(epoch, seq), expires_at, sent_at)
+        if keep:
+            if local_ttl is not None:
+                expires_at = min(expires_at, sent_at + local_ttl)
+            items.append((key, seq, instance.make_entry(key, value, payload, seq, tags, expires_at)))
+        else:
+            items.append((key, seq, None))
+    return items
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def store(
+    instance: Instance,
+    items: Mapping[str, Any],
+    *,
+    ttl: float | None,
+    tags: Iterable[str] = (),
+    condition: Condition | None = None,
+) -> Operation[dict[str, Version]]:
+    """Store values, log and publish, then keep them locally (P1); return their versions.
+
+    Args:
+        instance: the instance.
+        items: values by key.
+        ttl: seconds until Redis forgets them; None for never.
+        tags: tags of all of them.
+        condition: for exactly one key, what its present value must be.
+
+    Raises:
+        InvalidKey, SerializationError, ValueTooLarge: before anything is sent.
+        VersionConflict: the condition does not hold. Nothing was written.
+        ForeignValue: the condition cannot be judged. Nothing was written.
+        CacheUnavailable: Redis refused or is away; ``applied_keys`` tells what was written all the same.
+    """
+    tags = check_tags(tags) if tags else ()
+    groups = _by_shard(instance, items)
+    payloads = {key: _encode(instance, key, value) for key, value in items.items()}
+    ttl_ms = 0 if ttl is None else max(1, round(ttl * 1000))
+    settings, code = instance.settings, instance.codec.code
+    versions: dict[str, Version] = {}
+    # One chunk at a time: if Redis refuses one, those before it are known to be written.
+    for shard, group in groups:
+        for chunk in _chunks(group, MAX_KEYS_PER_SCRIPT, lambda key: len(payloads[key[0]])):
+            keys = tuple(key for key, _ in chunk)
+            tails = tuple(encode_envelope_tail(facts[1], code, tags, payloads[key]) for key, facts in chunk)
+            request = StoreRequest(shard.index, keys, tails, ttl_ms, condition)
+            with _token(shard, keys) as token:
+                reply = yield from _write(shard, request, keys, versions)
+                if not reply.applied:
+                    _refuse(instance, shard, token, keys[0], reply, condition)
+                version, expires_at = Version(reply.epoch, reply.seq), inf
+                lifetimes = [seconds for seconds in (ttl, settings.local_ttl) if seconds is not None]
+                if lifetimes:
+                    expires_at = reply.sent_at + min(lifetimes)
+                learnt: list[tuple[str, int, Entry | None]] = []
+                for key in keys:
+                    versions[key] = version
+                    entry = None
+                    if settings.local_enabled:
+                        payload = payloads[key]
+                        # Never the caller's own object, which the caller may still change.
+                        value = items[key] if settings.copy_values else instance.codec.loads(payload)
+                        entry = instance.make_entry(key, value, payload, reply.seq, tags, expires_at)
+                    learnt.append((key, reply.seq, entry))
+                shard.absorb(token, reply, learnt, now=reply.sent_at)
+    return versions
+
+
+def delete(instance: Instance, keys: Iterable[str], *, condition: Condition | None = None) -> Operation[int]:
+    """Delete values, log and publish, whether they are there or not (P1); return how many live ones there were.
+
+    Raises:
+        InvalidKey: before anything is sent.
+        VersionConflict: the condition does not hold. Nothing was deleted.
+        ForeignValue: the condition cannot be judged. Nothing was deleted.
+        CacheUnavailable: Redis refused or is away; ``applied_keys`` tells what was deleted all the same.
+    """
+    existed = 0
+    done: list[str] = []
+    for shard, group in _by_shard(instance, keys):
+        for chunk in _chunks(group, MAX_KEYS_PER_SCRIPT):
+            names = tuple(key for key, _ in chunk)
+            with _token(shard, names) as token:
+                reply = yield from _write(shard, DeleteRequest(shard.index, names, condition), names, done)
+                if not reply.applied:
+                    _refuse(instance, shard, token, names[0], reply, condition)
+                shard.absorb(token, reply, [(key, reply.seq, None) for key in names], now=reply.sent_at)
+            existed += sum(reply.existed)
+            done += names
+    return existed
+
+
+def touch(instance: Instance, key: str, ttl: float | None) -> Operation[bool]:
+    """Give a live value another time to live, under a new version (P1); tell whether it was there.
+
+    Raises:
+        InvalidKey: before anything is sent.
+        ForeignValue: bytes of another program are there.
+        CacheUnavailable: Redis refused or is away.
+    """
+    shard = instance.shard_of(check_key(key))
+    ttl_ms = 0 if ttl is None else max(1, round(ttl * 1000))
+    with _token(shard, (key,)) as token:
+        reply = yield from _write(shard, TouchRequest(shard.index, key, ttl_ms), (key,), ())
+        if reply.foreign:
+            _refuse(instance, shard, token, key, reply, None)
+        # Not there: the absence is knowledge too (review A19).
+        shard.absorb(token, reply, [(key, reply.seq + (not reply.applied), None)], now=reply.sent_at)
+    return reply.applied
+
+
+def raise_floor(instance: Instance, kind: Kind, tags: Iterable[str] = ()) -> Operation[Version]:
+    """Make everything, or everything with one of the tags, absent: in O(1) per shard (P10).
+
+    Returns:
+        The version of the last shard's floor.
+
+    Raises:
+        ConfigError: a tag is no tag.
+        CacheUnavailable: Redis refused or is away; some shards may have been done.
+    """
+    tags = check_tags(tags)
+    for shard in instance.shards:
+        try:
+            reply = yield from _write(shard, FloorRequest(shard.index, kind, tags), (), ())
+        except BaseException as error:
+            if not isinstance(error, CacheUnavailable) or error.maybe_applied:
+                shard.distrust_all()
+            raise
+        shard.learn_floor(reply, kind, tags)
+    return Version(reply.epoch, reply.seq)
+
+
+def update(
+    instance: Instance,
+    key: str,
+    fn: Callable[[Any], Any],
+    *,
+    default: Any,
+    ttl: float | None,
+    tags: Iterable[str],
+    attempts: int,
+) -> Operation[Any]:
+    """Read, change and compare-and-set, again if another writer was faster; return the new value.
+
+    Args:
+        instance: the instance.
+        key: user key.
+        fn: makes the new value from the present one; may be called several times; MISSING deletes.
+        default: what ``fn`` gets if the key is absent.
+        ttl: seconds until Redis forgets it; None for never.
+        tags: tags.
+        attempts: how often to try.
+
+    Raises:
+        VersionConflict: other writers were faster each time.
+    """
+    tags = check_tags(tags)
+    for attempt in range(attempts):
+        found = (yield from read(instance, (key,))).get(key)
+        value = fn(default if found is None else found.value)
+        condition = Condition() if found is None else Condition(found.version.epoch, found.version.seq)
+        try:
+            if value is not MISSING:
+                yield from store(instance, {key: value}, ttl=ttl, tags=tags, condition=condition)
+            elif found is not None:
+                yield from delete(instance, (key,), condition=condition)
+        except VersionConflict:
+            if attempt == attempts - 1:
+                raise
+        else:
+            return value
+    raise AssertionError("unreachable: attempts >= 1")
+
+
+# -- inside ------------------------------------------------------------------------------------------------------------
+
+Key = tuple[str, tuple[bytes, bytes]]
+"""A user key with what :func:`coherent_cache.keys.key_facts` says about it."""
+
+
+def _write(
+    shard: Shard,
+    request: StoreRequest | DeleteRequest | TouchRequest | FloorRequest,
+    keys: Collection[str],
+    applied_keys: Iterable[str],
+) -> Operation[WriteReply]:
+    """Send one write. Without a definite answer its keys are distrusted before the error leaves (review A8)."""
+    try:
+        (reply,) = yield (request,)
+    except BaseException as error:
+        if not isinstance(error, CoherentCacheError) or getattr(error, "maybe_applied", False):
+            shard.distrust_keys(keys)
+        if isinstance(error, CacheUnavailable):
+            error.applied_keys = tuple(applied_keys)
+        raise
+    assert isinstance(reply, WriteReply)
+    return reply
+
+
+def _refuse(
+    instance: Instance, shard: Shard, token: Token, key: str, reply: WriteReply, condition: Condition | None
+) -> NoReturn:
+    """Raise for a condition that does not hold; what the refusal says about the key is knowledge too."""
+    if reply.foreign:
+        reason = "not an envelope"
+        instance.foreign(key, reason)
+        raise ForeignValue(key, reason)
+    assert condition is not None
+    seq = reply.current_seq or reply.seq + 1
+    shard.absorb(token, reply, [(key, seq, None)], now=reply.sent_at)
+    raise VersionConflict(
+        key,
+        Version(condition.epoch, condition.seq) if condition.seq else None,
+        Version(reply.epoch, reply.current_seq) if reply.current_seq else None,
+    )
+
+
+def _encode(instance: Instance, key: str, value: Any) -> bytes:
+    try:
+        payload = instance.codec.dumps(value)
+    except SerializationError as error:
+        raise SerializationError(error.reason, key=key) from error
+    if len(payload) > instance.settings.max_value_bytes:
+        raise ValueTooLarge(key, len(payload), instance.settings.max_value_bytes)
+    return payload
+
+
+def _by_shard(instance: Instance, keys: Iterable[str]) -> list[tuple[Shard, list[Key]]]:
+    """Check keys and group them by shard.
+
+    Raises:
+        InvalidKey: one of them is no key.
+    """
+    try:
+        pairs = [(key, key_facts(key)) for key in dict.fromkeys(keys)]
+    except TypeError:
+        raise InvalidKey("a key must be a str; one of these is not even hashable") from None
+    shards = instance.shards
+    if len(shards) == 1:
+        return [(shards[0], pairs)] if pairs else []
+    groups: dict[int, list[Key]] = {}
+    for pair in pairs:
+        groups.setdefault(shard_of(pair[1][0], len(shards)), []).append(pair)
+    return [(shards[index], group) for index, group in groups.items()]
+
+
+def _chunks(group: Sequence[Key], most: int, size: Callable[[Key], int] | None = None) -> Iterator[Sequence[Key]]:
+    """Cut a group into what one script may take, by number and bytes."""
+    if size is None:
+        for start in range(0, len(group), most):
+            yield group[start : start + most]
+        return
+    chunk: list[Key] = []
+    total = 0
+    for key in group:
+        more = size(key)
+        if chunk and (len(chunk) == most or total + more > MAX_BYTES_PER_SCRIPT):
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(key)
+        total += more
+    if chunk:
+        yield chunk
+
+
+@contextmanager
+def _token(shard: Shard, keys: Collection[str]) -> Iterator[Token]:
+    """Hold a token for as long as a command is under way (P7)."""
+    token = shard.register(keys)
+    try:
+        yield token
+    finally:
+        shard.release(token)

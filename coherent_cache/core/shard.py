@@ -1,0 +1,486 @@
+"""One shard as one instance sees it: local tier, position in the stream, horizon, tokens, and the rules between them.
+
+Who may do what. Every public method takes the shard's lock itself and none blocks while holding it, so that checking
+and inserting are one step with respect to applying messages (P7). Only the thread that owns the subscriber connection
+calls the methods of the stream (``apply``, ``prove``, ``resync``, ``doubt``, ``tick``, ``distrust``); any thread may
+call the others. A local hit takes no lock at all: it reads ``shard.tier`` once and then only that object, in the order
+horizon, clock, entry (P4).
+
+What must hold, between any two steps:
+
+* I1  an entry older than Redis' value has its message still in front of it in the stream.
+* I2  the horizon is a moment such that every write executed before it has been applied here.
+* I3  results for one key never go back on one instance.
+
+The interleavings that each rule stands against are tests: ``tests/unit/core/test_shard.py``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
+from math import inf
+from typing import Final
+
+from coherent_cache.core.local_tier import Entry, LocalTier, RemovalCause
+from coherent_cache.core.requests import ReadReply, WriteReply
+from coherent_cache.core.states import TRANSITIONS, State, Trigger
+from coherent_cache.core.stats import Counters, LagMeter
+from coherent_cache.core.tokens import NEWER_THAN_ANYTHING, Token, TokenTable
+from coherent_cache.events import (
+    Event,
+    FillRefused,
+    HistoryLost,
+    InvalidationReceived,
+    MessageDamaged,
+    MessageGap,
+    Resynced,
+    StateChanged,
+)
+from coherent_cache.wire import Kind, Message, SyncReply, WireError, decode_message
+
+PAST_EPOCHS: Final = 8
+"""Epochs remembered as lost: a late reply that carries one tells nothing new."""
+
+MAX_TAG_FLOORS: Final = 10_000
+"""Tag floors kept for fills under way; beyond that all of them are refused instead (review A20)."""
+
+
+class Shard:
+    """One shard as one instance sees it.
+
+    Attributes:
+        index: number of the shard.
+        tier: the local tier; replaced as a whole by a flush.
+        state: see :mod:`coherent_cache.core.states`.
+        generation: bumped by each completed resync and each flush; voids older tokens (P6).
+        epoch: the history that the tier belongs to; None before the first resync and after a lost history.
+        position: seq of the last message applied in order; None together with ``epoch``.
+        nonce: that message's nonce.
+        server: run id of the server that the synchronised connection leads to; None while there is none (P16).
+        synced: whether messages continue the position; False from a doubt to the next completed resync.
+        lag: the propagation meter.
+    """
+
+    __slots__ = (
+        "_counters",
+        "_emit",
+        "_floor",
+        "_lock",
+        "_max_staleness",
+        "_past_epochs",
+        "_started_at",
+        "_tag_floors",
+        "_tokens",
+        "epoch",
+        "generation",
+        "index",
+        "lag",
+        "nonce",
+        "on_doubt",
+        "position",
+        "server",
+        "state",
+        "synced",
+        "tier",
+        "trace",
+    )
+
+    def __init__(
+        self,
+        index: int,
+        tier: LocalTier,
+        *,
+        max_staleness: float,
+        lock: AbstractContextManager[object],
+        counters: Counters,
+        emit: Callable[[Event], None],
+    ) -> None:
+        """Make a shard that knows nothing yet.
+
+        Args:
+            index: number of the shard.
+            tier: an empty local tier.
+            max_staleness: seconds that a horizon is good for.
+            lock: a re-entrant lock (the garbage collector may run user code at any time); any context manager where
+                there is only one thread.
+            counters: the instance's counters.
+            emit: takes events; must not block.
+        """
+        self.index = index
+        self.tier = tier
+        self.state = State.CONNECTING
+        self.generation = 0
+        self.epoch: bytes | None = None
+        self.position: int | None = None
+        self.nonce = b""
+        self.server: str | None = None
+        self.synced = False
+        self.lag = LagMeter()
+        self.trace = False
+        self.on_doubt: Callable[[], None] | None = None
+        self._past_epochs: deque[bytes] = deque(maxlen=PAST_EPOCHS)
+        self._tokens = TokenTable()
+        self._floor = 0
+        self._tag_floors: dict[str, int] = {}
+        self._max_staleness = max_staleness
+        self._lock = lock
+        self._counters = counters
+        self._emit = emit
+        self._started_at: float | None = None
+
+    # -- what operations call ------------------------------------------------------------------------------------
+
+    def register(self, keys: Collection[str]) -> Token:
+        """Register a token for the keys of one command, before it is sent (P7)."""
+        with self._lock:
+            return self._tokens.register(keys, self.generation)
+
+    def release(self, token: Token) -> None:
+        """Forget a token whose command will bring nothing to insert; a second call does nothing."""
+        with self._lock:
+            self._release(token)
+
+    def absorb(
+        self,
+        token: Token,
+        reply: ReadReply | WriteReply,
+        items: Iterable[tuple[str, int, Entry | None]],
+        *,
+        now: float,
+    ) -> None:
+        """Take in what a reply says about keys: evict what is older, insert each value if every rule allows it.
+
+        Everything learnt works like a message, whether it may be inserted or not (P7, review A3).
+
+        Args:
+            token: the command's token, registered before it was sent; released here.
+            reply: the reply.
+            items: per key its version and value. The value is None if there is none or it must not be kept. An
+                absence seen at clock ``s`` is newer than any value with a version up to ``s``: its version is given
+                as ``s + 1``.
+            now: local clock in seconds.
+        """
+        with self._lock:
+            try:
+                if not self._belongs(reply.epoch, "a reply"):
+                    return
+                tier, tokens = self.tier, self._tokens
+                forbidden = self._forbidden(token, reply.server, now)
+                alone = tokens.is_alone(token)
+                for key, seq, entry in items:
+                    if key in tier.entries:
+                        tier.evict_older(key, seq)
+                    if not alone:
+                        tokens.mark(key, seq, but=token)
+                    if entry is None:
+                        continue
+                    refusal = forbidden or self._refusal(token, key, entry)
+                    if refusal is None:
+                        tier.insert(key, entry, now)
+                    else:
+                        self._counters.fills_refused += 1
+                        if self.trace:
+                            self._emit(FillRefused(self.index, key, seq, refusal))
+            finally:
+                self._release(token)
+
+    def learn_floor(self, reply: WriteReply, kind: Kind, tags: tuple[str, ...]) -> None:
+        """Take in the reply of an own ``clear`` or tag invalidation, as if its message had come (P7, P10)."""
+        with self._lock:
+            if self._belongs(reply.epoch, "a reply"):
+                self._raise_floor(kind, reply.seq, tags)
+
+    def distrust_keys(self, keys: Iterable[str]) -> None:
+        """After a write whose outcome is unknown: whatever is here, or on its way here, may be outdated (review A8)."""
+        with self._lock:
+            for key in keys:
+                self.tier.evict_older(key, NEWER_THAN_ANYTHING)
+                self._tokens.mark(key, NEWER_THAN_ANYTHING)
+
+    def distrust_all(self) -> None:
+        """After a ``clear`` or tag invalidation whose outcome is unknown: keep nothing, let nothing under way in."""
+        with self._lock:
+            self._replace_tier(RemovalCause.INVALIDATED, keep_horizon=True)
+            self.generation += 1
+
+    def remove_expired(self, key: str, now: float) -> None:
+        """Remove an entry that a reader found expired."""
+        with self._lock:
+            entry = self.tier.entries.get(key)
+            if entry is not None and entry.is_expired(now):
+                self.tier.remove(key, RemovalCause.EXPIRED)
+
+    def clear_local(self) -> int:
+        """Empty this instance's tier; return how many entries went. Fills under way may still come in: they are new."""
+        with self._lock:
+            return self._replace_tier(RemovalCause.CLEARED, keep_horizon=True)
+
+    # -- what the owner of the stream calls ------------------------------------------------------------------------
+
+    def apply(self, message: Message, *, now: float) -> bool:
+        """Apply a message (P8).
+
+        Before the resync of a new connection is complete, messages evict and mark, but do not move the position: the
+        resync's reply covers them (P6).
+
+        Returns:
+            False if the stream is broken here and needs a resync.
+        """
+        with self._lock:
+            counters = self._counters
+            counters.received += 1
+            lag = self.lag.observe(message.time_us, now)
+            if message.epoch == self.epoch:
+                applied, sound = self._evict(message), self._move(message)
+            elif self.epoch is None or message.epoch in self._past_epochs:
+                applied, sound = False, True
+            else:
+                self._forget("a message")
+                applied, sound = True, False
+            if applied:
+                counters.applied += 1
+            if self.trace:
+                self._emit(
+                    InvalidationReceived(
+                        self.index, message.kind.name.lower(), message.seq, message.origin, message.names, applied,
+                        None if lag is None else lag * 1000,
+                    )
+                )  # fmt: skip
+            return sound
+
+    def prove(self, reply: SyncReply, *, sent_at: float) -> bool:
+        """Take in a heartbeat's reply: move the horizon if the server's clock equals what was applied here (P4).
+
+        Args:
+            reply: the reply, with everything that precedes it in the stream applied.
+            sent_at: local clock before the heartbeat was sent: the new horizon (its arrival would be wrong).
+
+        Returns:
+            False if something is missing: a resync is needed.
+        """
+        with self._lock:
+            if not self.synced or (reply.epoch, reply.seq, reply.nonce) != (self.epoch, self.position, self.nonce):
+                return False
+            self._advance_horizon(sent_at)
+            self._change(Trigger.PROVEN, "heartbeat")
+            return True
+
+    def resync(self, reply: SyncReply, *, server: str, sent_at: float, now: float) -> None:
+        """Take in a resync's reply: prove the position and replay what was missed, or flush (P6).
+
+        Everything happens in one critical section, the bump of the generation included: a token registered before
+        this moment, also while disconnected, is void (review A2).
+
+        Args:
+            reply: the reply; its entries start with the log's entry at this shard's position.
+            server: run id of the server at the other end of the stream.
+            sent_at: local clock before the request was sent.
+            now: local clock.
+        """
+        with self._lock:
+            missed = self._missed(reply)
+            held = len(self.tier)
+            if missed is None:
+                first = self.epoch is None and not held
+                if self.epoch is not None and self.epoch != reply.epoch:
+                    self._past_epochs.append(self.epoch)
+                dropped = self._replace_tier(RemovalCause.FLUSHED, keep_horizon=False)
+                outcome, replayed = ("first" if first else "flushed"), 0
+                self._counters.flushes += not first
+            else:
+                # Entries above the proven position may stem from a history that a failover discarded (review A5).
+                assert self.position is not None
+                dropped = self.tier.drop_above(self.position)
+                for message in missed:
+                    if self._evict(message):
+                        self._counters.applied += 1
+                    self._counters.received += 1
+                replayed = len(missed)
+                outcome = "replayed" if replayed else "unbroken"
+                self._counters.replays += replayed
+            self._counters.resyncs += 1
+            self.epoch, self.position, self.nonce = reply.epoch, reply.seq, reply.nonce
+            self.server = server
+            self.synced = True
+            self.generation += 1
+            self._advance_horizon(sent_at)
+            self._emit(Resynced(self.index, outcome, reply.seq, replayed, dropped))
+            self._change(Trigger.PROVEN, f"resync: {outcome}")
+            self.lag.compare(reply.time_us, sent_at, now)
+
+    def doubt(self, cause: str) -> None:
+        """Note that the stream may have lost something: the connection ended, or is to be resynchronised."""
+        with self._lock:
+            self.synced = False
+            self._change(Trigger.DOUBTED, cause)
+
+    def suspect(self, cause: str) -> None:
+        """Note that a heartbeat is late. The stream is not broken by that, so its answer alone repairs it."""
+        with self._lock:
+            self._change(Trigger.DOUBTED, cause)
+
+    def distrust(self, reason: str) -> None:
+        """Flush: something came that cannot be understood, so anything may be outdated (P8)."""
+        with self._lock:
+            dropped = self._replace_tier(RemovalCause.FLUSHED, keep_horizon=False)
+            self.generation += 1
+            self.synced = False
+            self._counters.flushes += 1
+            self._counters.errors += 1
+            self._emit(MessageDamaged(self.index, reason, dropped))
+            self._change(Trigger.DOUBTED, "damaged message")
+
+    def tick(self, now: float, *, sweep: int = 256) -> None:
+        """Let time pass: notice a lapsed horizon, remove some expired entries."""
+        with self._lock:
+            if self._started_at is None:
+                self._started_at = now
+            limit = self.tier.valid_until
+            if limit == -inf:
+                limit = self._started_at + self._max_staleness
+            if now > limit and self.state is not State.DISCONNECTED:
+                self._change(Trigger.LAPSED, "no proof of freshness within max_staleness")
+            self.tier.expire_some(now, sweep)
+
+    # -- what anybody may ask --------------------------------------------------------------------------------------
+
+    def state_at(self, now: float) -> State:
+        """State at ``now``, right even if the subscriber thread was not running for a while."""
+        if self.state in (State.COHERENT, State.SUSPECT) and now > self.tier.valid_until:
+            return State.DISCONNECTED
+        return self.state
+
+    # -- requires holding the lock ---------------------------------------------------------------------------------
+
+    def _belongs(self, epoch: bytes, where: str) -> bool:
+        """Tell whether a reply is of this shard's history; another epoch than a past one ends the history (P9)."""
+        if epoch == self.epoch:
+            return True
+        if self.epoch is not None and epoch not in self._past_epochs:
+            self._forget(where)
+        return False
+
+    def _forget(self, where: str) -> None:
+        """Redis lost this history: forget it too, void all tokens, wait for a resync (P9)."""
+        assert self.epoch is not None
+        self._past_epochs.append(self.epoch)
+        self.epoch = self.position = None
+        self.synced = False
+        self.generation += 1
+        self._counters.flushes += 1
+        dropped = self._replace_tier(RemovalCause.FLUSHED, keep_horizon=False)
+        self._emit(HistoryLost(self.index, dropped, where))
+        self._change(Trigger.FORGOTTEN, f"another epoch in {where}")
+        if self.on_doubt is not None:
+            self.on_doubt()
+
+    def _release(self, token: Token) -> None:
+        self._tokens.release(token)
+        if not self._tokens:
+            self._tag_floors.clear()
+
+    def _forbidden(self, token: Token, server: str, now: float) -> str | None:
+        """Say which rule forbids any insertion by a command, None if it is allowed (P5, P6, P16)."""
+        if self.state is not State.COHERENT or now > self.tier.valid_until:
+            return "not coherent"
+        if token.generation != self.generation:
+            return "generation"
+        if server != self.server:
+            return "another server"
+        return None
+
+    def _refusal(self, token: Token, key: str, entry: Entry) -> str | None:
+        """Say which rule forbids the insertion of one value, None if it is allowed (P7, P10)."""
+        seq = entry.seq
+        if token.marks and token.marks.get(key, 0) > seq:
+            return "token marked"
+        if seq <= self._floor:
+            return "floor"
+        if entry.tags and any(self._tag_floors.get(tag, 0) >= seq for tag in entry.tags):
+            return "tag floor"
+        held = self.tier.entries.get(key)
+        if held is not None and held.seq > seq:
+            return "newer entry"
+        return None
+
+    def _move(self, message: Message) -> bool:
+        """Move the position by a message of the present epoch; False on a gap or a step back (P6)."""
+        if not self.synced:
+            return True
+        assert self.position is not None
+        if message.seq != self.position + 1:
+            self._emit(MessageGap(self.index, self.position + 1, message.seq))
+            self.synced = False
+            self._change(Trigger.DOUBTED, "gap in the stream")
+            return False
+        self.position, self.nonce = message.seq, message.nonce
+        return True
+
+    def _evict(self, message: Message) -> bool:
+        """Evict what a message says is outdated and mark tokens; tell whether anything was concerned."""
+        if message.kind in (Kind.TAG, Kind.CLEAR):
+            return self._raise_floor(message.kind, message.seq, message.names)
+        applied = False
+        evict_older, mark, seq = self.tier.evict_older, self._tokens.mark, message.seq
+        for key in message.names:
+            # Both sides always run: an eviction does not replace a mark.
+            evicted, marked = evict_older(key, seq), mark(key, seq)
+            applied = applied or evicted or marked
+        return applied
+
+    def _raise_floor(self, kind: Kind, seq: int, tags: tuple[str, ...]) -> bool:
+        if kind is Kind.CLEAR:
+            if seq <= self._floor:
+                return False
+            self._floor = seq
+            return self._replace_tier(RemovalCause.CLEARED, keep_horizon=True) > 0
+        removed = 0
+        for tag in tags:
+            removed += self.tier.remove_tagged(tag, seq)
+            if self._tokens:
+                self._tag_floors[tag] = max(seq, self._tag_floors.get(tag, 0))
+        if len(self._tag_floors) > MAX_TAG_FLOORS:
+            self.generation += 1
+            self._tag_floors.clear()
+        return removed > 0 or bool(self._tokens)
+
+    def _missed(self, reply: SyncReply) -> list[Message] | None:
+        """Return the messages between this shard's position and the reply's, None if that cannot be proven (P6)."""
+        if self.epoch != reply.epoch or self.position is None or reply.seq < self.position:
+            return None
+        if reply.seq == self.position:
+            return [] if reply.nonce == self.nonce else None
+        try:
+            log = [decode_message(entry) for entry in reply.entries]
+        except WireError:
+            return None
+        expected = [(self.epoch, seq) for seq in range(self.position, reply.seq + 1)]
+        if len(log) != len(expected) or [(message.epoch, message.seq) for message in log] != expected:
+            return None
+        if log[0].nonce != self.nonce or log[-1].nonce != reply.nonce:
+            return None
+        return log[1:]
+
+    def _advance_horizon(self, sent_at: float) -> None:
+        if sent_at > self.tier.horizon:
+            self.tier.horizon = sent_at
+            self.tier.valid_until = sent_at + self._max_staleness
+
+    def _replace_tier(self, cause: RemovalCause, *, keep_horizon: bool) -> int:
+        """Replace the tier by an empty one; lock-free readers may still finish with the old one (P4)."""
+        old = self.tier
+        dropped = len(old)
+        new = old.replacement(cause)
+        if keep_horizon:
+            new.horizon, new.valid_until = old.horizon, old.valid_until
+        self.tier = new
+        return dropped
+
+    def _change(self, trigger: Trigger, cause: str) -> None:
+        old = self.state
+        new = TRANSITIONS[old][trigger]
+        if new is not old:
+            self.state = new
+            self._emit(StateChanged(self.index, old.value, new.value, cause))

@@ -1,0 +1,155 @@
+"""Counters of one instance, the propagation meter, and the snapshot that users get."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+LAG_SAMPLES: Final = 1024
+"""Latest propagation delays that percentiles are made of."""
+
+OFFSET_SAMPLES: Final = 16
+"""Latest clock comparisons of which the one with the shortest round trip counts (as NTP does)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """A snapshot of one instance's counters since it was made (or since its process was forked).
+
+    Attributes:
+        enabled: whether there is a local tier.
+        size: entries in the local tier now.
+        max_entries: most entries that it may hold.
+        bytes: estimated bytes that it holds now.
+        hits: keys served from the local tier.
+        misses: keys that were asked for and not served from the local tier.
+        hit_rate: ``hits / total_requests``, 0.0 if there were none.
+        total_requests: keys that were asked for; ``hits + misses``.
+        redis_hits: misses that Redis had a value for.
+        loads: loader calls.
+        evictions: local entries removed because a limit was reached.
+        expirations: local entries removed because their time was over.
+        removals: local entries removed, by cause.
+        invalidations_received: messages received.
+        invalidations_applied: messages that concerned an entry held, or a command under way, here.
+        invalidations_ignored: messages that concerned neither.
+        fills_refused: values that were returned but not kept, because they may be outdated (P7).
+        resyncs: completed resyncs, the first one included (P6).
+        replays: missed messages that were applied from the log.
+        flushes: resyncs, lost histories and damaged messages that emptied a shard's local tier.
+        errors: commands that failed, and faults that the subscriber survived.
+        propagation_p50: median seconds from a write's execution in Redis to its application here; None if unknown.
+        propagation_p99: the same, 99th percentile.
+        state: worst state of the shards.
+        horizon_age: seconds since the oldest shard's last proof of freshness; ``inf`` if there is none.
+    """
+
+    enabled: bool
+    size: int
+    max_entries: int
+    bytes: int
+    hits: int
+    misses: int
+    hit_rate: float
+    total_requests: int
+    redis_hits: int
+    loads: int
+    evictions: int
+    expirations: int
+    removals: dict[str, int]
+    invalidations_received: int
+    invalidations_applied: int
+    invalidations_ignored: int
+    fills_refused: int
+    resyncs: int
+    replays: int
+    flushes: int
+    errors: int
+    propagation_p50: float | None
+    propagation_p99: float | None
+    state: str
+    horizon_age: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict of plain values."""
+        return asdict(self)
+
+
+class Counters:
+    """Counters that operations and the subscriber add to.
+
+    The rule: each is added to where its event is decided, without a lock of its own. Those of a shard are exact,
+    because that place holds the shard's lock; the others are exact under the GIL, and on a free-threaded build may
+    miss a few of many concurrent additions.
+    """
+
+    __slots__ = (
+        "applied",
+        "errors",
+        "fills_refused",
+        "flushes",
+        "loads",
+        "misses",
+        "received",
+        "redis_hits",
+        "replays",
+        "resyncs",
+    )
+
+    def __init__(self) -> None:
+        self.misses = 0
+        self.redis_hits = 0
+        self.loads = 0
+        self.received = 0
+        self.applied = 0
+        self.fills_refused = 0
+        self.resyncs = 0
+        self.replays = 0
+        self.flushes = 0
+        self.errors = 0
+
+
+class LagMeter:
+    """Measures how long messages take, though hosts' clocks differ.
+
+    Every sync reply carries the server's clock; half the round trip later it is compared with the local one. The
+    comparison with the shortest round trip of the last few gives the offset, with an error of at most half of that
+    round trip.
+    """
+
+    __slots__ = ("_lags", "_offsets", "offset")
+
+    def __init__(self) -> None:
+        self._lags: deque[float] = deque(maxlen=LAG_SAMPLES)
+        self._offsets: deque[tuple[float, float]] = deque(maxlen=OFFSET_SAMPLES)
+        self.offset: float | None = None
+
+    def compare(self, server_us: int, sent_at: float, received_at: float) -> None:
+        """Note a comparison of the clocks.
+
+        Args:
+            server_us: the server's clock, in microseconds.
+            sent_at: local clock before the question was sent, in seconds.
+            received_at: local clock after the answer came, in seconds.
+        """
+        self._offsets.append((received_at - sent_at, server_us / 1e6 - (sent_at + received_at) / 2))
+        self.offset = min(self._offsets)[1]
+
+    def observe(self, server_us: int, now: float) -> float | None:
+        """Note a message written at ``server_us`` (microseconds), applied at ``now``; return its delay in seconds."""
+        if self.offset is None:
+            return None
+        lag = max(0.0, now + self.offset - server_us / 1e6)
+        self._lags.append(lag)
+        return lag
+
+    def reset(self) -> None:
+        """Forget the comparisons: another server's clock follows."""
+        self._offsets.clear()
+        self.offset = None
+
+    def percentile(self, fraction: float) -> float | None:
+        """Return a percentile of the latest delays in seconds, None if there are none."""
+        lags = sorted(self._lags.copy())
+        return lags[min(len(lags) - 1, int(fraction * len(lags)))] if lags else None

@@ -1,0 +1,119 @@
+"""Names: user keys, and what they and a shard's own data are called in Redis (rule R1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Final
+from zlib import crc32
+
+from coherent_cache.errors import ConfigError, InvalidKey
+
+MAX_KEY_BYTES: Final = 1024
+"""Longest user key, in UTF-8 bytes."""
+
+MAX_TAG_BYTES: Final = 255
+"""Longest tag, in UTF-8 bytes: its length is one byte in the envelope."""
+
+MAX_TAGS: Final = 1000
+"""Most tags of one entry: a read looks each of them up."""
+
+DIGEST_BYTES: Final = 8
+"""Length of the digest of its key that each envelope carries (review A25)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardNames:
+    """What one shard's data is called in Redis. All names share one hash tag, hence one cluster slot.
+
+    Attributes:
+        clock: hash with epoch, seq, nonce, floor, tag floors and config.
+        log: capped stream of the last invalidation messages, ids ``<seq>-0``.
+        probe: a key that never exists; deleting it proves that the server accepts writes (P4).
+        channel: Pub/Sub channel. Pub/Sub ignores the database number, so the name contains it (review A27).
+        values: prefix of the value keys.
+    """
+
+    clock: bytes
+    log: bytes
+    probe: bytes
+    channel: bytes
+    values: bytes
+
+    def value(self, key: bytes) -> bytes:
+        """Name of the value of a user key, given in UTF-8."""
+        return self.values + key
+
+
+def shard_names(namespace: str, shard: int, database: int) -> ShardNames:
+    """Names of shard number ``shard`` of ``namespace`` in database number ``database``."""
+    tag = f"cc:{{{namespace}/{shard}}}:"
+    prefix = tag.encode("ascii")
+    return ShardNames(
+        clock=prefix + b"clock",
+        log=prefix + b"log",
+        probe=prefix + b"probe",
+        channel=prefix + b"messages:%d" % database,
+        values=prefix + b"v:",
+    )
+
+
+def check_key(key: object) -> bytes:
+    """Check a user key and return it in UTF-8.
+
+    Raises:
+        InvalidKey: not a ``str``, empty, over 1,024 UTF-8 bytes, or with lone surrogates.
+    """
+    if not isinstance(key, str):
+        raise InvalidKey(f"a key must be a str, not {type(key).__name__}")
+    try:
+        encoded = key.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidKey("a key must be encodable in UTF-8; it contains lone surrogates") from None
+    if not 0 < len(encoded) <= MAX_KEY_BYTES:
+        raise InvalidKey(f"a key must have 1 to {MAX_KEY_BYTES:,} UTF-8 bytes, this one has {len(encoded):,}")
+    return encoded
+
+
+def check_tags(tags: object) -> tuple[str, ...]:
+    """Check the tags of an entry and return them without repetition, in their order.
+
+    Raises:
+        ConfigError: not an iterable of 1 to 255 UTF-8 bytes long ``str``, or more than 1,000 of them.
+    """
+    if isinstance(tags, str | bytes):
+        raise ConfigError("tags", f"must be a collection of str, not one {type(tags).__name__}: write ({tags!r},)")
+    try:
+        unique = tuple(dict.fromkeys(tags))  # type: ignore[call-overload]
+    except TypeError:
+        raise ConfigError("tags", f"must be a collection of str, not {type(tags).__name__}") from None
+    if len(unique) > MAX_TAGS:
+        raise ConfigError("tags", f"at most {MAX_TAGS:,} tags per entry, not {len(unique):,}")
+    for tag in unique:
+        if not isinstance(tag, str):
+            raise ConfigError("tags", f"a tag must be a str, not {type(tag).__name__}")
+        try:
+            length = len(tag.encode("utf-8"))
+        except UnicodeEncodeError:
+            length = 0
+        if not 0 < length <= MAX_TAG_BYTES:
+            raise ConfigError("tags", f"a tag must have 1 to {MAX_TAG_BYTES} UTF-8 bytes, {tag!r} does not")
+    return unique
+
+
+def shard_of(key: bytes, shards: int) -> int:
+    """Shard of a user key, given in UTF-8: the same in every release, language and process (CRC-32)."""
+    return crc32(key) % shards if shards > 1 else 0
+
+
+@lru_cache(maxsize=8192)
+def key_facts(key: str) -> tuple[bytes, bytes]:
+    """Return a user key in UTF-8, and the digest that its envelope carries (BLAKE2b, 8 bytes).
+
+    Raises:
+        InvalidKey: see :func:`check_key`.
+        TypeError: not hashable; :func:`check_key` says so in better words.
+    """
+    encoded = check_key(key)
+    return encoded, blake2b(encoded, digest_size=DIGEST_BYTES).digest()

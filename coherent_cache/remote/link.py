@@ -1,0 +1,208 @@
+"""The subscriber's own connection: no reconnects, no retries, everything that comes in is seen, in order (rule P3).
+
+Made by redis-py (TLS, authentication, RESP version), then read without it: a socket is read in large pieces and parsed
+by hiredis. Connections that are no sockets (fakeredis) are read through redis-py.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+from typing import Any, Final, NamedTuple, Protocol
+
+import hiredis
+import redis
+from redis.connection import AbstractConnection
+
+from coherent_cache.remote.topology import server_of
+
+READ_BYTES: Final = 256 * 1024
+"""Bytes read from the socket at once."""
+
+WAKE_SECONDS: Final = 0.05
+"""How often a connection that cannot be woken looks whether it should end."""
+
+
+class Item(NamedTuple):
+    """Something that came in.
+
+    Attributes:
+        kind: ``message``, ``subscribe``, ``unsubscribe``, ``reply``, or ``error``.
+        channel: the channel, for the first three.
+        data: the message, the reply, or the error's text.
+    """
+
+    kind: str
+    channel: bytes
+    data: Any
+
+
+class LinkLost(Exception):
+    """The connection ended."""
+
+
+class Link(Protocol):
+    """A connection of the subscriber."""
+
+    server: str
+
+    def send(self, *command: Any) -> None:
+        """Send a command.
+
+        Raises:
+            LinkLost: the connection ended.
+        """
+
+    def receive(self, timeout: float) -> list[Item]:
+        """Return what has come in, at the latest after ``timeout`` seconds, or earlier and empty if woken.
+
+        Raises:
+            LinkLost: the connection ended.
+        """
+
+    def wake(self) -> None:
+        """Let :meth:`receive` return soon. The only method for other threads."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+def open_link(connection: AbstractConnection) -> Link:
+    """Take over a connected connection."""
+    sock = getattr(connection, "_sock", None)
+    return SocketLink(connection, sock) if isinstance(sock, socket.socket) else ConnectionLink(connection)
+
+
+class SocketLink:
+    """A link over a socket, plain or TLS."""
+
+    def __init__(self, connection: AbstractConnection, sock: socket.socket) -> None:
+        """Take over a connected connection and its socket."""
+        self.server = server_of(connection)
+        self._connection = connection
+        self._sock = sock
+        self._send_timeout = sock.gettimeout()
+        self._reader = hiredis.Reader(notEnoughData=Ellipsis)
+        self._pending = sock.pending if isinstance(sock, ssl.SSLSocket) else lambda: 0
+        self._wake_in, self._wake_out = socket.socketpair()
+        for end in (self._wake_in, self._wake_out):
+            end.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._poll.register(self._wake_out, select.POLLIN)
+
+    def send(self, *command: Any) -> None:
+        """Send a command."""
+        try:
+            self._sock.settimeout(self._send_timeout)
+            self._sock.sendall(b"".join(self._connection.pack_command(*command)))
+        except OSError as error:
+            raise LinkLost(f"sending failed: {error}") from error
+
+    def receive(self, timeout: float) -> list[Item]:
+        """Return what has come in; see :class:`Link`."""
+        if not self._pending():
+            ready = self._poll.poll(max(0.0, timeout) * 1000)
+            if not ready:
+                return []
+            if any(descriptor == self._wake_out.fileno() for descriptor, _ in ready):
+                self._drain()
+                if len(ready) == 1:
+                    return []
+        try:
+            self._sock.settimeout(0)
+            data = self._sock.recv(READ_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return []
+        except OSError as error:
+            raise LinkLost(f"receiving failed: {error}") from error
+        if not data:
+            raise LinkLost("closed by the server")
+        items = []
+        try:
+            self._reader.feed(data)
+            while (raw := self._reader.gets(False)) is not Ellipsis:  # noqa: FBT003
+                items.append(_item(raw))
+        except hiredis.HiredisError as error:
+            raise LinkLost(f"not the Redis protocol: {error}") from error
+        return items
+
+    def wake(self) -> None:
+        """Let :meth:`receive` return."""
+        try:
+            self._wake_in.send(b"w")
+        except OSError:
+            pass  # full: it will return anyway; closed: it has ended
+
+    def _drain(self) -> None:
+        try:
+            while self._wake_out.recv(64):
+                pass
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Close the socket. In a forked child only the child's copy is closed, without a shutdown (P13)."""
+        self._connection.disconnect()
+        self._wake_in.close()
+        self._wake_out.close()
+
+
+class ConnectionLink:
+    """A link over any connection of redis-py."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        """Take over a connected connection."""
+        self.server = server_of(connection)
+        self._connection = connection
+
+    def send(self, *command: Any) -> None:
+        """Send a command."""
+        try:
+            self._connection.send_command(*command)
+        except (redis.RedisError, OSError) as error:
+            raise LinkLost(f"sending failed: {error}") from error
+
+    def receive(self, timeout: float) -> list[Item]:
+        """Return what has come in; see :class:`Link`."""
+        items: list[Item] = []
+        try:
+            wait = min(timeout, WAKE_SECONDS)
+            while self._connection.is_connected and self._connection.can_read(max(0.0, wait)):
+                items.append(_item(self._read()))
+                wait = 0.0
+            if not self._connection.is_connected:
+                raise LinkLost("closed")
+        except (redis.RedisError, OSError) as error:
+            raise LinkLost(f"receiving failed: {error}") from error
+        return items
+
+    def _read(self) -> Any:
+        try:
+            return self._connection.read_response(disable_decoding=True, push_request=True)
+        except redis.ConnectionError:
+            raise
+        except redis.ResponseError as error:
+            return error
+
+    def wake(self) -> None:
+        """Nothing to do: :meth:`receive` returns soon anyway."""
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.disconnect()
+
+
+def _item(raw: Any) -> Item:
+    if isinstance(raw, list) and len(raw) == 3 and isinstance(raw[0], bytes):
+        kind = raw[0]
+        if kind in (b"message", b"smessage"):
+            return Item("message", raw[1], raw[2])
+        if kind in (b"subscribe", b"ssubscribe"):
+            return Item("subscribe", raw[1], raw[2])
+        if kind in (b"unsubscribe", b"sunsubscribe"):
+            return Item("unsubscribe", raw[1], raw[2])
+    if isinstance(raw, Exception):
+        return Item("error", b"", str(raw))
+    return Item("reply", b"", raw)

@@ -1,0 +1,42 @@
+-- For scripts that judge stored values: the header that wire.py describes; offsets here count from 1.
+
+local function is_envelope(s)
+  return #s >= 70 and string.sub(s, 1, 5) == '\193\001\152\196\016'
+end
+
+-- Highest floor of the tags that an envelope names; 0 if none. `floors` remembers what was looked up.
+local function tag_floor(s, floors)
+  local head = string.byte(s, 70)
+  local count, position = 0, 71
+  if head >= 144 and head <= 159 then
+    count = head - 144
+  elseif head == 220 and #s >= 72 then
+    count, position = string.byte(s, 71) * 256 + string.byte(s, 72), 73
+  end
+  local highest = 0
+  for _ = 1, count do
+    local mark, length = string.byte(s, position, position + 1)
+    if mark ~= 217 or not length then return highest end
+    local tag = string.sub(s, position + 2, position + 1 + length)
+    local floor = floors[tag]
+    if not floor then
+      floor = tonumber(redis.call('HGET', KEYS[1], 't:' .. tag) or 0)
+      floors[tag] = floor
+    end
+    if floor > highest then highest = floor end
+    position = position + 2 + length
+  end
+  return highest
+end
+
+-- Version of the live value under a key (rule P2): seq, 0 if absent or dead, nil if it is no envelope. `epoch` is false
+-- if there is no clock: everything is dead then. Reads the header alone where there are no tags.
+local function live_seq(key, epoch, seq, floor)
+  local head = redis.pcall('GETRANGE', key, 0, 69)
+  if head == '' then return 0 end
+  if type(head) ~= 'string' or not is_envelope(head) then return nil end
+  local version = tonumber(string.sub(head, 23, 38)) or 0
+  if string.sub(head, 6, 21) ~= epoch or version > seq or version <= floor then return 0 end
+  if string.byte(head, 70) ~= 144 and version <= tag_floor(redis.call('GET', key), {}) then return 0 end
+  return version
+end

@@ -1,0 +1,48 @@
+-- The clock of a shard, and its log from a position on: heartbeat and resync (rules P4, P6). KEYS[3] the probe key.
+-- ARGV[2] token, ARGV[3] epoch and ARGV[4] nonce if a clock must be made, ARGV[5] position to replay from or '',
+-- ARGV[6] most messages to replay, ARGV[7] channel to publish the answer on, empty to return it.
+-- The answer is the sync reply that wire.py describes, or an error.
+
+local function bin(s)
+  local n = #s
+  return '\198' .. string.char(math.floor(n / 16777216), math.floor(n / 65536) % 256, math.floor(n / 256) % 256, n % 256) .. s
+end
+
+-- Deleting what is not there changes nothing, but only a primary that may write says yes (review A1, A31).
+local status = ''
+local probe = redis.pcall('DEL', KEYS[3])
+if type(probe) == 'table' and probe.err then
+  status = string.match(probe.err, '^-?(%u+)') or 'ERR'
+end
+
+local clock = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'nonce', 'config')
+if clock[4] and clock[4] ~= ARGV[1] then return redis.error_reply('CCMISMATCH ' .. clock[4]) end
+local epoch, seq, nonce = clock[1], tonumber(clock[2] or 0), clock[3]
+if not epoch then
+  epoch, seq, nonce = ARGV[3], 0, ARGV[4]
+  if status == '' then
+    redis.call('DEL', KEYS[2])
+    local made = redis.pcall('HSET', KEYS[1], 'epoch', epoch, 'seq', '0', 'nonce', nonce, 'config', ARGV[1])
+    if type(made) == 'table' and made.err then return made end
+  end
+end
+
+local entries = {}
+if ARGV[5] ~= '' then
+  local position, most = tonumber(ARGV[5]), tonumber(ARGV[6])
+  if seq > position and seq - position <= most then
+    local log = redis.pcall('XRANGE', KEYS[2], ARGV[5] .. '-0', '+', 'COUNT', decimal(most + 1))
+    if not log.err then
+      for i = 1, #log do entries[i] = bin(log[i][2][2] or '') end
+    end
+  end
+end
+
+local function text(s) return '\217' .. string.char(#s) .. s end
+local count, time = #entries, redis.call('TIME')
+local answer = '\001\152' .. bin(ARGV[2]) .. text(status) .. bin(epoch) .. text(decimal(seq)) .. bin(nonce)
+  .. text(time[1]) .. text(time[2]) .. '\220' .. string.char(math.floor(count / 256), count % 256)
+  .. table.concat(entries)
+if ARGV[7] == '' then return answer end
+redis.call('PUBLISH', ARGV[7], answer)
+return 'OK'

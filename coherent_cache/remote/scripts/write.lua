@@ -1,0 +1,49 @@
+-- Common to all writes; put before each of them (rule P1).
+-- ARGV[2] channel, ARGV[3] log length, ARGV[4] epoch if one must be made, ARGV[5] nonce,
+-- ARGV[6] and ARGV[7] what precedes and follows epoch, seq, nonce and time in the message.
+
+local clock = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'floor', 'config')
+local epoch, seq, floor = clock[1], tonumber(clock[2] or 0), tonumber(clock[3] or 0)
+if clock[4] and clock[4] ~= ARGV[1] then return redis.error_reply('CCMISMATCH ' .. clock[4]) end
+local time = redis.call('TIME')
+
+-- Log first: it is only a help, and the clock must not move if nothing can be published. A log of another type or
+-- from a history whose clock is gone is begun again; any other error (out of memory, read only) ends the script.
+local function append(id, message)
+  local reply = redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], id, 'm', message)
+  if type(reply) == 'table' and reply.err then
+    if not (string.find(reply.err, 'WRONGTYPE', 1, true) or string.find(reply.err, 'equal or smaller', 1, true)) then
+      return reply
+    end
+    redis.call('DEL', KEYS[2])
+    redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], id, 'm', message)
+  end
+  return nil
+end
+
+-- Bump seq, log and publish. Whatever is stored comes after it: a script that dies half-way over-invalidates.
+local function advance()
+  if not epoch then
+    epoch, seq, floor = ARGV[4], 0, 0
+    redis.call('DEL', KEYS[2])
+  end
+  seq = seq + 1
+  local text = decimal(seq)
+  local message = ARGV[6] .. '\196\016' .. epoch .. '\217' .. string.char(#text) .. text .. '\196\008' .. ARGV[5]
+    .. '\217' .. string.char(#time[1]) .. time[1] .. '\217' .. string.char(#time[2]) .. time[2] .. ARGV[7]
+  local err = append(text .. '-0', message)
+  if err then return err end
+  if clock[1] then
+    redis.call('HSET', KEYS[1], 'seq', text, 'nonce', ARGV[5])
+  else
+    redis.call('HSET', KEYS[1], 'epoch', epoch, 'seq', text, 'nonce', ARGV[5], 'config', ARGV[1])
+  end
+  redis.call('PUBLISH', ARGV[2], message)
+  return nil
+end
+
+-- When a value stored now expires, as the envelope's 16 digits; 0 for never.
+local function expiry(ttl)
+  if ttl == '0' then return '0000000000000000' end
+  return string.format('%016.0f', tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + tonumber(ttl))
+end

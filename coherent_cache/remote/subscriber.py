@@ -1,0 +1,293 @@
+"""The background thread: owns the subscriber connection, drives its session, makes it again, never dies silently.
+
+It alone reads the connection, in stream order (P3); what anything means is the session's business
+(:mod:`coherent_cache.core.session`). Any exception, expected or not, ends the connection, is reported, and is followed
+by another attempt after a jittered pause.
+
+Two transports. ``resp3``: heartbeats and resyncs are scripts run on the subscriber connection itself, and their
+answers arrive in stream order. ``marks``, for servers and proxies that allow no commands there (RESP2, fakeredis): the
+script runs on a command connection and *publishes* its answer on a channel that only this connection listens to, so
+that it arrives in stream order as well (review R8b).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Final
+
+import redis
+
+from coherent_cache.config import Settings
+from coherent_cache.core.session import Command, Session, Subscribe, Sync
+from coherent_cache.core.shard import Shard
+from coherent_cache.core.stats import Counters
+from coherent_cache.errors import CoherentCacheError, NamespaceMismatch
+from coherent_cache.events import Event, InternalError, SubscriberConnected, SubscriberLost
+from coherent_cache.remote.link import Item, Link, LinkLost, open_link
+from coherent_cache.remote.scripts import SYNC, Scripts
+from coherent_cache.remote.sync_io import SyncIO
+from coherent_cache.remote.topology import Endpoint
+
+FIRST_PAUSE: Final = 0.05
+"""Seconds before the first new attempt to connect; doubled for each further one."""
+
+LONGEST_PAUSE: Final = 2.0
+"""Most seconds between two attempts to connect."""
+
+LONGEST_WAIT: Final = 1.0
+"""Most seconds that the thread sleeps if nothing is due."""
+
+_NOT_WHILE_SUBSCRIBED: Final = "allowed in this context"
+
+
+class Subscriber:
+    """The background thread of one instance in one process."""
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        settings: Settings,
+        *,
+        endpoint: Endpoint,
+        scripts: Scripts,
+        io: SyncIO,
+        name: str,
+        clock: Callable[[], float],
+        rng: Random,
+        counters: Counters,
+        emit: Callable[[Event], None],
+        drain: Callable[[], None],
+    ) -> None:
+        """Combine the parts; :meth:`start` starts the thread.
+
+        Args:
+            shards: the shards to keep coherent.
+            settings: the instance's settings.
+            endpoint: where to connect to.
+            scripts: the instance's scripts.
+            io: runs scripts on command connections, for the ``marks`` transport.
+            name: client name of the connection.
+            clock: local clock in seconds.
+            rng: for the jitter of pauses.
+            counters: the instance's counters.
+            emit: takes events.
+            drain: delivers the events taken so far; called without any lock held.
+        """
+        self._shards = shards
+        self._settings = settings
+        self._endpoint = endpoint
+        self._scripts = scripts
+        self._io = io
+        self._name = name
+        self._clock = clock
+        self._rng = rng
+        self._counters = counters
+        self._emit = emit
+        self._drain = drain
+        self._inline = endpoint.kwargs["protocol"] == 3
+        self._protocol: int | None = None
+        self._stopping = threading.Event()
+        self._link: Link | None = None
+        self._established = False
+        self._thread: threading.Thread | None = None
+        self._settled = threading.Condition()
+        self.fatal: CoherentCacheError | None = None
+        """Why there will never be a connection, e.g. a namespace of other settings; None as long as there may be."""
+        for shard in shards:
+            shard.on_doubt = self.wake
+
+    # -- for other threads -----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name=f"coherent-cache {self._name}", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float) -> bool:
+        """End the thread; return whether it ended within ``timeout`` seconds."""
+        self._stopping.set()
+        self.wake()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+            return not thread.is_alive()
+        return True
+
+    def wake(self) -> None:
+        """Let the thread look at once whether a shard needs a resync."""
+        link = self._link
+        if link is not None:
+            link.wake()
+
+    def wait(self, predicate: Callable[[], bool], timeout: float) -> bool:
+        """Wait until ``predicate`` holds, looked at whenever something changed; return whether it does."""
+        with self._settled:
+            return self._settled.wait_for(lambda: predicate() or self.fatal is not None, timeout) and predicate()
+
+    # -- the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        pause = FIRST_PAUSE
+        while not self._stopping.is_set():
+            self._established = False
+            try:
+                self._serve()
+                cause = "stopped"
+            except LinkLost as error:
+                cause = str(error)
+            except NamespaceMismatch as error:
+                self.fatal = error
+                cause = str(error)
+            except (redis.RedisError, OSError, CoherentCacheError) as error:
+                cause = f"cannot connect: {error}"
+                self._counters.errors += 1
+                if isinstance(error, redis.ResponseError) and "HELLO" in str(error):
+                    self._protocol, self._inline = 2, False
+            except BaseException as error:  # noqa: BLE001  # the thread must not die silently, whatever happens
+                cause = f"internal error: {type(error).__name__}"
+                self._counters.errors += 1
+                self._emit(InternalError("subscriber", f"{type(error).__name__}: {error}"))
+            if self._stopping.is_set():
+                break
+            pause = FIRST_PAUSE if self._established else min(LONGEST_PAUSE, pause * 2)
+            delay = pause * self._rng.uniform(0.5, 1.0)
+            for shard in self._shards:
+                shard.doubt(cause)
+                shard.tick(self._clock())
+            self._emit(SubscriberLost(cause, delay))
+            self._settle()
+            self._stopping.wait(delay)
+        self._settle()
+
+    def _serve(self) -> None:
+        """Serve one connection until the thread is to stop; raises if it ends earlier."""
+        connection = self._endpoint.connect(name=self._name, protocol=self._protocol)
+        link = open_link(connection)
+        mark = b"%s:%s" % (self._scripts.names[0].channel, os.urandom(8).hex().encode("ascii"))
+        channels = {self._scripts.names[shard.index].channel: shard.index for shard in self._shards}
+        marks = {b"%s:%d" % (mark, shard.index): shard.index for shard in self._shards}
+        session = Session(
+            self._shards,
+            server=link.server,
+            heartbeat=self._settings.heartbeat,
+            patience=max(2 * self._settings.heartbeat, self._settings.max_staleness / 2),
+            replay_limit=self._settings.replay_limit,
+            now=self._clock(),
+        )
+        wire = _Wire(link, session, self._scripts, self._io, channels, {} if self._inline else marks)
+        self._link = link
+        try:
+            while not self._stopping.is_set():
+                wire.send_outgoing()
+                if session.failure is not None:
+                    raise LinkLost(session.failure)
+                wait = min(session.next_tick() - self._clock(), LONGEST_WAIT)
+                items = link.receive(wait)
+                now = self._clock()
+                for item in items:
+                    wire.dispatch(item, now)
+                session.tick(self._clock())
+                if session.established and not self._established:
+                    self._established = True
+                    self.fatal = None
+                    self._emit(SubscriberConnected(link.server, "resp3" if self._inline else "marks"))
+                self._settle()
+        except _NeedsMarks:
+            self._inline = False
+            raise LinkLost("the server allows no commands on a subscriber connection: using marks") from None
+        finally:
+            self._link = None
+            session.lost("connection ended")
+            link.close()
+
+    def _settle(self) -> None:
+        with self._settled:
+            self._settled.notify_all()
+        self._drain()
+
+
+class _NeedsMarks(Exception):
+    """The server allows no commands on a subscriber connection."""
+
+
+class _Wire:
+    """Translates between a session and a link."""
+
+    def __init__(
+        self,
+        link: Link,
+        session: Session,
+        scripts: Scripts,
+        io: SyncIO,
+        channels: dict[bytes, int],
+        marks: dict[bytes, int],
+    ) -> None:
+        self._link = link
+        self._session = session
+        self._scripts = scripts
+        self._io = io
+        self._channels = channels
+        self._marks = marks
+        self._mark_of = {shard: channel for channel, shard in marks.items()}
+        self._confirmed: set[bytes] = set()
+        self._asked: deque[tuple[Sync, bool]] = deque()
+
+    def send_outgoing(self) -> None:
+        """Send what the session wants sent."""
+        while self._session.outgoing:
+            command: Command = self._session.outgoing.popleft()
+            if isinstance(command, Subscribe):
+                # The marks first: a shard counts as confirmed with its own channel.
+                self._link.send(b"SUBSCRIBE", *self._marks, *self._channels)
+            elif self._marks:
+                self._ask_for_mark(command)
+            else:
+                self._ask_inline(command, text=False)
+
+    def dispatch(self, item: Item, now: float) -> None:
+        """Hand something that came in to the session."""
+        match item.kind:
+            case "message":
+                if item.channel in self._channels:
+                    self._session.message(self._channels[item.channel], item.data, now)
+                elif item.channel in self._marks:
+                    self._session.answer(self._marks[item.channel], item.data, now)
+            case "subscribe":
+                if item.channel in self._channels:
+                    self._session.confirmed(self._channels[item.channel], now)
+            case "unsubscribe":
+                self._session.unsubscribed()
+            case "reply" | "error" if not self._asked:
+                raise LinkLost(f"unexpected {item.kind}: {item.data!r:.100}")
+            case "reply":
+                command, _ = self._asked.popleft()
+                if not isinstance(item.data, bytes):
+                    raise LinkLost("a sync script answered something else")
+                self._session.answer(command.shard, item.data, now)
+            case _:
+                self._refused(*self._asked.popleft(), item.data)
+
+    def _refused(self, command: Sync, text_sent: bool, error: str) -> None:  # noqa: FBT001
+        if error.startswith("NOSCRIPT") and not text_sent:
+            self._ask_inline(command, text=True)
+        elif _NOT_WHILE_SUBSCRIBED in error:
+            raise _NeedsMarks
+        else:
+            raise self._scripts.error(error) or LinkLost(f"Redis refused the heartbeat: {error}")
+
+    def _ask_inline(self, command: Sync, *, text: bool) -> None:
+        call = self._scripts.sync(command)
+        name, script = (b"EVAL", SYNC.text) if text else (b"EVALSHA", SYNC.sha)
+        self._asked.append((command, text))
+        self._link.send(name, script, *call.arguments)
+
+    def _ask_for_mark(self, command: Sync) -> None:
+        answer, server = self._io.ask(self._scripts.sync(command, self._mark_of[command.shard]))
+        if isinstance(answer, redis.RedisError):
+            raise self._scripts.error(str(answer)) or LinkLost(f"Redis refused the heartbeat: {answer}")
+        if server != self._link.server:
+            raise LinkLost("commands and messages come from different servers")

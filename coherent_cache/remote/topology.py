@@ -1,0 +1,205 @@
+"""Where Redis is: a URL or a client becomes an endpoint that makes connections the way this package needs them.
+
+Connections are redis-py's own (TLS, unix sockets, authentication, RESP2 and RESP3 are its business), but with nothing
+done behind our back: no retries (redis-py's default executed one timed-out script six times, review A8), no silent
+reconnects, explicit time-outs, and each one knows which server process it leads to (P16).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection, Connection, parse_url
+from redis.retry import Retry
+
+from coherent_cache.config import Settings
+from coherent_cache.errors import ConfigError
+
+_KEPT_KWARGS: Final = frozenset(
+    {
+        "host", "port", "path", "db", "username", "password", "credential_provider", "socket_timeout",
+        "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options", "socket_type", "redis_connect_func",
+        "protocol", "server", "version", "server_type", "lua_modules",
+    }
+)  # fmt: skip
+"""Connection options that are taken over from a URL or client, besides all that begin with ``ssl_``."""
+
+_LATER: Final = ("redis+sentinel", "redis+cluster")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A Redis server to connect to.
+
+    Attributes:
+        connection_class: redis-py's class for it.
+        kwargs: its arguments.
+        database: number of the database.
+        description: where it is, for messages: never with user or password.
+        note: what the user should know about a server that was started for them; empty if nothing.
+    """
+
+    connection_class: type[AbstractConnection]
+    kwargs: dict[str, Any]
+    database: int
+    description: str
+    note: str = ""
+
+    def connect(self, *, name: str, protocol: int | None = None) -> AbstractConnection:
+        """Make a connected, authenticated connection that knows its server.
+
+        Args:
+            name: client name, shown by CLIENT LIST.
+            protocol: RESP version, if another than the endpoint's.
+
+        Raises:
+            redis.RedisError: it could not be connected.
+        """
+        connection = self.make(name=name, protocol=protocol)
+        connection.connect()
+        return connection
+
+    def make(self, *, name: str, protocol: int | None = None) -> AbstractConnection:
+        """Make a connection that is not connected yet; see :meth:`connect`."""
+        kwargs = self.kwargs | {"client_name": name}
+        if protocol is not None:
+            kwargs["protocol"] = protocol
+        return self.connection_class(**kwargs)
+
+
+def resolve(source: object, settings: Settings) -> Endpoint:
+    """Find out where Redis is.
+
+    Args:
+        source: a URL (``redis://``, ``rediss://``, ``unix://``, ``memory://name``, ``embedded://name``), or a client
+            of redis-py or fakeredis, of which the options are taken and no connection.
+        settings: settings of the instance.
+
+    Raises:
+        ConfigError: the source is neither, or of a kind that is not supported.
+    """
+    if isinstance(source, str):
+        return _from_url(source, settings)
+    if isinstance(source, redis.Redis):
+        pool = source.connection_pool
+        cls, kwargs = pool.connection_class, dict(pool.connection_kwargs)
+        if "connection_pool" in kwargs or "service_name" in vars(pool):
+            raise ConfigError("url", "a Sentinel-managed client is not supported yet; give the master's URL")
+        return _endpoint(cls, kwargs, settings)
+    if isinstance(source, redis.RedisCluster):
+        raise ConfigError("url", "Redis Cluster is not supported yet; give a single server's URL or client")
+    kind = f"{type(source).__module__}.{type(source).__name__}"
+    raise ConfigError("url", f"must be a URL or a synchronous client of redis-py, not {kind}")
+
+
+def _from_url(url: str, settings: Settings) -> Endpoint:
+    scheme = url.partition("://")[0]
+    if scheme in ("memory", "embedded"):
+        name = url.removeprefix(f"{scheme}://") or "default"
+        return _in_memory(name, settings) if scheme == "memory" else _embedded(name, settings)
+    if scheme in _LATER:
+        raise ConfigError("url", f"{scheme}:// is not supported yet; give a single server's redis:// URL")
+    if scheme not in ("redis", "rediss", "unix"):
+        # A URL may hold a password: only its scheme is shown.
+        raise ConfigError(
+            "url",
+            f"{scheme[:20]!r} is no known scheme; use redis://host:port/db, rediss://, unix:///path/to/socket, "
+            "memory://name or embedded://",
+        )
+    try:
+        urlsplit(url).port  # noqa: B018  # raises for a port that is no number
+        kwargs = parse_url(url)
+    except ValueError as error:
+        raise ConfigError("url", f"is not valid: {_harmless(error)}") from None
+    cls = kwargs.pop("connection_class", Connection)
+    if scheme == "unix" and "path" not in kwargs:
+        raise ConfigError("url", "a unix:// URL needs the path of a socket: unix:///path/to/socket")
+    return _endpoint(cls, kwargs, settings)
+
+
+def _harmless(error: ValueError) -> str:
+    text = str(error)
+    return text if "Invalid value for" in text or "Port out of range" in text else "malformed URL"
+
+
+def _in_memory(name: str, settings: Settings) -> Endpoint:
+    from coherent_cache.remote.memory import memory_connection
+
+    cls, kwargs = memory_connection(name)
+    endpoint = _endpoint(cls, kwargs | {"protocol": 2}, settings)
+    return Endpoint(endpoint.connection_class, endpoint.kwargs, endpoint.database, f"memory://{name}")
+
+
+def _embedded(name: str, settings: Settings) -> Endpoint:
+    from coherent_cache.remote.embedded import embedded_url
+
+    server = embedded_url(name)
+    endpoint = _from_url(server.url, settings)
+    note = f"{server.kind} {server.version}"
+    return Endpoint(endpoint.connection_class, endpoint.kwargs, endpoint.database, f"embedded://{name}", note)
+
+
+def _endpoint(cls: type[AbstractConnection], kwargs: dict[str, Any], settings: Settings) -> Endpoint:
+    kept = {name: value for name, value in kwargs.items() if name in _KEPT_KWARGS or name.startswith("ssl_")}
+    for option in ("socket_timeout", "socket_connect_timeout"):
+        # redis-py's own default (5 s) cannot be told from a choice of 5 s: `timeout` counts unless it is another.
+        if kept.get(option) in (None, 5, 5.0):
+            kept[option] = settings.timeout
+    kept |= {
+        "protocol": int(kept.get("protocol") or 3),
+        "decode_responses": False,
+        "retry": Retry(NoBackoff(), 0),
+        "health_check_interval": 0,
+        "redis_connect_func": _introduce(kept.get("redis_connect_func")),
+    }
+    if "maint_notifications_config" in inspect.signature(AbstractConnection.__init__).parameters:
+        from redis.maint_notifications import MaintNotificationsConfig
+
+        kept["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
+    database = int(kept.get("db") or 0)
+    where = kept.get("path") or f"{kept.get('host', 'localhost')}:{kept.get('port', 6379)}"
+    return Endpoint(cls, kept, database, f"{where}/{database}")
+
+
+def _introduce(user_function: Callable[[Any], None] | None) -> Callable[[AbstractConnection], None]:
+    """Return what a connection does once it is connected: the usual handshake, then learn which server it leads to."""
+
+    def on_connect(connection: AbstractConnection) -> None:
+        if user_function is None:
+            connection.on_connect()
+        else:
+            user_function(connection)
+        connection.coherent_cache_server = _ask_run_id(connection)
+
+    return on_connect
+
+
+def _ask_run_id(connection: AbstractConnection) -> str:
+    try:
+        connection.send_command("INFO", "server")
+        info = connection.read_response(disable_decoding=True)
+    except redis.exceptions.NoPermissionError as error:
+        raise redis.exceptions.NoPermissionError(
+            f"{error}; this user needs the right to run INFO: ACL SETUSER <user> +info"
+        ) from None
+    except redis.ResponseError as error:
+        if "unknown" not in str(error).lower():
+            raise
+        # A server without INFO: fakeredis. It has no failover either, so one name for it is enough.
+        return f"no-info:{id(connection.__dict__.get('_server'))}"
+    for line in bytes(info).splitlines():
+        if line.startswith(b"run_id:"):
+            return line.removeprefix(b"run_id:").decode("ascii")
+    raise redis.ResponseError("INFO server shows no run_id; a proxy that hides which server answers cannot be used")
+
+
+def server_of(connection: AbstractConnection) -> str:
+    """Run id of the server that a connected connection leads to (P16)."""
+    server: str = connection.coherent_cache_server
+    return server

@@ -1,0 +1,236 @@
+"""What one cache is made of in one process: instance, connections, thread. A forked child makes its own (rule P13)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from random import Random
+from typing import Final
+
+from coherent_cache.config import Settings
+from coherent_cache.core.instance import Instance
+from coherent_cache.core.requests import Operation, ReadRequest, T
+from coherent_cache.errors import CacheUnavailable
+from coherent_cache.events import Event, InternalError
+from coherent_cache.logs import EventLog
+from coherent_cache.remote.scripts import Scripts
+from coherent_cache.remote.subscriber import Subscriber
+from coherent_cache.remote.sync_io import ConnectionPool, SyncIO
+from coherent_cache.remote.topology import Endpoint
+from coherent_cache.serializers import Codec
+
+clock: Final[Callable[[], float]] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
+"""The local clock, in seconds: one that counts the time a suspended machine sleeps, where there is one (review A22)."""
+
+MAX_PENDING_EVENTS: Final = 10_000
+"""Events kept until they are delivered; beyond that the oldest are dropped, the cache itself never waits."""
+
+
+def make_instance_id() -> str:
+    """Make an instance id: ``host-pid-random``."""
+    host = "".join(char if char.isascii() and char.isprintable() and char != " " else "_" for char in socket.gethostname())
+    return f"{host[:60]}-{os.getpid()}-{os.urandom(4).hex()}"
+
+
+class EventHub:
+    """Takes events under locks without blocking, delivers them later to the log and to callbacks."""
+
+    def __init__(self, log: EventLog, callbacks: dict[int, Callable[[Event], None]]) -> None:
+        """Combine a log and the (shared, changing) callbacks."""
+        self._log = log
+        self._callbacks = callbacks
+        self._pending: deque[Event] = deque(maxlen=MAX_PENDING_EVENTS)
+        self.emit = self._pending.append
+
+    def drain(self) -> None:
+        """Deliver what was taken. A callback's exception is logged and goes no further."""
+        pending = self._pending
+        while pending:
+            try:
+                event = pending.popleft()
+            except IndexError:
+                return
+            self._log.write(event)
+            for callback in tuple(self._callbacks.values()):
+                try:
+                    callback(event)
+                except Exception as error:  # noqa: BLE001  # user code must not end the subscriber
+                    self._log.write(InternalError("an on_event callback", type(error).__name__))
+
+    def traces(self) -> bool:
+        """Tell whether anybody wants the events that come per message."""
+        return bool(self._callbacks) or self._log.traces()
+
+
+class Runtime:
+    """One cache in one process.
+
+    Attributes:
+        instance: the pure core.
+        instance_id: name of the instance.
+        pid: the process that it belongs to.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        codec: Codec,
+        endpoint: Endpoint,
+        *,
+        instance_id: str,
+        callbacks: dict[int, Callable[[Event], None]],
+    ) -> None:
+        """Combine the parts; nothing is connected or started yet.
+
+        Args:
+            settings: the instance's settings.
+            codec: its codec.
+            endpoint: where Redis is.
+            instance_id: name of the instance.
+            callbacks: who gets events, besides the log.
+        """
+        rng = Random(os.urandom(16))  # noqa: S311  # jitter and random replacement are no secrets
+        self.pid = os.getpid()
+        self.settings = settings
+        self.instance_id = instance_id
+        self._endpoint = endpoint
+        self.events = EventHub(EventLog(namespace=settings.namespace, instance=instance_id), callbacks)
+        self.instance = Instance(
+            settings, codec, instance_id=instance_id, lock=threading.RLock, rng=rng, emit=self.events.emit
+        )
+        scripts = Scripts(settings, instance_id=instance_id, database=endpoint.database)
+        name = f"coherent-cache:{instance_id}"
+        self._pool = ConnectionPool(endpoint, name=name, size=settings.max_connections, timeout=settings.timeout)
+        self._io = SyncIO(endpoint, scripts, self._pool, clock)
+        self._subscriber = Subscriber(
+            self.instance.shards,
+            settings,
+            endpoint=endpoint,
+            scripts=scripts,
+            io=self._io,
+            name=f"{name}:subscriber",
+            clock=clock,
+            rng=rng,
+            counters=self.instance.counters,
+            emit=self.events.emit,
+            drain=self._drain,
+        )
+        self._start_lock = threading.Lock()
+        self._started = False
+        self._checked = settings.shards == 1
+        self.closed = False
+
+    def run(self, operation: Operation[T]) -> T:
+        """Run an operation to its end with threads: the driver of the generators."""
+        if not self._started:
+            self.start()
+        if not self._checked:
+            self._check_namespace()
+        try:
+            requests = next(operation)
+            while True:
+                try:
+                    replies = self._io.execute(requests)
+                except BaseException as error:  # noqa: BLE001  # every failure is the operation's to judge
+                    if isinstance(error, CacheUnavailable):
+                        self.instance.counters.errors += 1
+                    requests = operation.throw(error)
+                else:
+                    requests = operation.send(replies)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        finally:
+            operation.close()
+            self.events.drain()
+
+    def start(self) -> None:
+        """Start the subscriber thread, once."""
+        with self._start_lock:
+            if self.closed:
+                raise CacheUnavailable("the cache is closed")
+            if not self._started:
+                if self.settings.local_enabled:
+                    self._drain()
+                    self._subscriber.start()
+                self._started = True
+
+    def wait(self, predicate: Callable[[], bool], timeout: float) -> bool:
+        """Wait until ``predicate`` holds, looked at whenever the stream's state changed; return whether it does.
+
+        Raises:
+            NamespaceMismatch: the namespace was created with other settings: it will never hold.
+        """
+        self.start()
+        if not self.settings.local_enabled:
+            self._check_namespace()
+            return True
+        ready = self._subscriber.wait(predicate, timeout)
+        if not ready and self._subscriber.fatal is not None:
+            raise self._subscriber.fatal
+        return ready
+
+    def close(self) -> None:
+        """Stop the thread and close the connections. Idempotent; a runtime of another process is left alone."""
+        if self.pid != os.getpid():
+            return
+        with self._start_lock:
+            if self.closed:
+                return
+            self.closed = True
+        if self._started and self.settings.local_enabled:
+            self._subscriber.stop(self.settings.timeout + 1)
+        self._pool.close()
+        self.instance.clear_local()
+        self.events.drain()
+
+    def _check_namespace(self) -> None:
+        """Compare the settings with shard 0's, which every number of shards has, before another shard is touched."""
+        self._io.execute([ReadRequest(0, (b"-",))])
+        self._checked = True
+
+    def _drain(self) -> None:
+        self.instance.set_trace(self.events.traces())
+        self.events.drain()
+
+
+_runtimes: weakref.WeakSet[RuntimeHolder] = weakref.WeakSet()
+
+
+class RuntimeHolder:
+    """Holds the runtime of the present process; the front reads ``runtime`` and is told when it is replaced."""
+
+    def __init__(self, make: Callable[[], Runtime], on_replaced: Callable[[Runtime], None]) -> None:
+        """Make the first runtime.
+
+        Args:
+            make: makes a runtime for the present process.
+            on_replaced: called with each new one, the first included.
+        """
+        self._make = make
+        self._on_replaced = on_replaced
+        self.runtime = make()
+        on_replaced(self.runtime)
+        _runtimes.add(self)
+
+    def replace(self) -> None:
+        """In a forked child: leave everything of the parent alone and begin anew (P13)."""
+        self._parents = self.runtime  # never closed here: its sockets are the parent's, its locks may be held
+        self.runtime = self._make()
+        self._on_replaced(self.runtime)
+
+
+def _after_fork_in_child() -> None:
+    for holder in list(_runtimes):
+        holder.replace()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,347 @@
+r"""What goes over the wire: envelopes (values in Redis), messages (invalidations) and sync replies, to and from bytes.
+
+All three start with a format byte and go on with one msgpack array. Decoding is strict: another length, another type,
+trailing bytes or a number out of range is a :class:`WireError`, and no decoder raises anything else. Numbers that Lua
+writes or reads are decimal text: that costs the server less than any binary form that plain Lua can make.
+
+Envelope, the value of a Redis key. The header has a fixed layout, because the Lua scripts write it and read it back
+(offsets from 0)::
+
+    0      c1        never starts a msgpack value, a JSON text or valid UTF-8: tells foreign bytes
+    1      01        format
+    2      98        array of 8
+    3-20   c4 10 ..  epoch, 16 bytes
+    21-37  b0 ..     seq, 16 digits
+    38-54  b0 ..     when it expires, milliseconds of the server's clock, 16 digits; 0 for never
+    55-64  c4 08 ..  digest of the key, 8 bytes
+    65-66  cc ..     flags (none defined yet: must be 0)
+    67-68  cc ..     codec of the payload, see serializers
+    69-    9n | dc   array of tags, each d9 (length in one byte)
+           c4-c6     payload, binary
+
+The expiry is the one that Redis was given, by the same clock; so that a read needs no PTTL per key.
+
+Message, published and logged by every write::
+
+    01, then [kind, epoch, seq, nonce, seconds, microseconds, origin, names]
+
+``seq``, ``seconds`` and ``microseconds`` (the server's clock) are decimal text, ``origin`` is the instance that wrote,
+``names`` are user keys or tags.
+
+Sync reply, the answer to a heartbeat or resync (see ``sync.lua``)::
+
+    01, then [token, status, epoch, seq, nonce, seconds, microseconds, [message, ...]]
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from coherent_cache.versions import EPOCH_BYTES, MAX_SEQ, NONCE_BYTES
+from coherent_cache.keys import DIGEST_BYTES
+
+ENVELOPE_MAGIC: Final = 0xC1
+ENVELOPE_FORMAT: Final = 1
+MESSAGE_FORMAT: Final = 1
+FORMAT: Final = 1
+"""Format of the namespace as a whole; checked at connect together with the number of shards."""
+
+ENVELOPE_HEAD: Final = bytes((ENVELOPE_MAGIC, ENVELOPE_FORMAT, 0x98, 0xC4, EPOCH_BYTES))
+"""What a script writes before the epoch."""
+
+_MAGIC: Final = bytes((ENVELOPE_MAGIC,))
+_MESSAGE_FORMAT_BYTE: Final = bytes((MESSAGE_FORMAT,))
+_DIGITS: Final = 16
+_HEADER: Final = struct.Struct(f">5s{EPOCH_BYTES}sc{_DIGITS}sc{_DIGITS}s2s{DIGEST_BYTES}sBBBB")
+_DIGEST_HEAD: Final = bytes((0xC4, DIGEST_BYTES))
+_STR16: Final = bytes((0xA0 | _DIGITS,))
+_UINT8: Final = 0xCC
+_LAYOUT: Final = (ENVELOPE_HEAD, _STR16, _STR16, _DIGEST_HEAD, _UINT8, _UINT8)
+_STR8: Final = 0xD9
+
+
+class WireError(ValueError):
+    """Bytes are not of the expected form. The text says what is wrong, never the bytes."""
+
+
+class UnknownFormat(WireError):
+    """The bytes are of a format that this release does not know: probably a newer one's."""
+
+
+class Kind(IntEnum):
+    """What a message reports."""
+
+    SET = 1
+    DELETE = 2
+    TOUCH = 3
+    TAG = 4
+    CLEAR = 5
+
+
+class Envelope(NamedTuple):
+    """A decoded envelope.
+
+    Attributes:
+        epoch: history that the value belongs to.
+        seq: its version in that history.
+        expires_ms: when Redis forgets it, in milliseconds of the server's clock; 0 for never.
+        codec: number of the codec that made the payload.
+        tags: its tags.
+        payload: the encoded value.
+    """
+
+    epoch: bytes
+    seq: int
+    expires_ms: int
+    codec: int
+    tags: tuple[str, ...]
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A decoded invalidation message.
+
+    Attributes:
+        kind: what happened.
+        epoch: history that the write belongs to.
+        seq: position in that history.
+        nonce: 8 random bytes that name this write, to tell two histories with equal numbers apart.
+        time_us: server clock in microseconds when the write was executed.
+        origin: id of the instance that wrote.
+        names: user keys; for ``Kind.TAG`` tags; for ``Kind.CLEAR`` nothing.
+    """
+
+    kind: Kind
+    epoch: bytes
+    seq: int
+    nonce: bytes
+    time_us: int
+    origin: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReply:
+    """A decoded answer to a heartbeat or resync.
+
+    Attributes:
+        token: the request's token, so that an answer to another request is not taken for this one's.
+        status: empty if the server accepts writes, else the error code it answers writes with, e.g. ``READONLY``.
+        epoch: history that the shard is in.
+        seq: last position of that history.
+        nonce: nonce of the write at that position.
+        time_us: server clock in microseconds.
+        entries: messages of the log from the asked position on, undecoded.
+    """
+
+    token: bytes
+    status: str
+    epoch: bytes
+    seq: int
+    nonce: bytes
+    time_us: int
+    entries: tuple[bytes, ...]
+
+
+def encode_envelope_tail(digest: bytes, codec: int, tags: tuple[str, ...], payload: bytes) -> bytes:
+    """Encode what follows the version in an envelope; the script that stores it writes what precedes."""
+    parts = [_DIGEST_HEAD, digest, bytes((_UINT8, 0, _UINT8, codec)), _array_head(len(tags))]
+    for tag in tags:
+        encoded = tag.encode("utf-8")
+        parts += (bytes((_STR8, len(encoded))), encoded)
+    parts += (_bin_head(len(payload)), payload)
+    return b"".join(parts)
+
+
+def encode_envelope(epoch: bytes, seq: int, expires_ms: int, tail: bytes) -> bytes:
+    """Encode a whole envelope, as the scripts do (tests and simulator need it)."""
+    return b"".join((ENVELOPE_HEAD, epoch, _STR16, b"%016d" % seq, _STR16, b"%016d" % expires_ms, tail))
+
+
+def decode_envelope(data: bytes, digest: bytes) -> Envelope:
+    """Decode an envelope.
+
+    Args:
+        data: what Redis holds.
+        digest: digest of the key that was asked for.
+
+    Raises:
+        UnknownFormat: an envelope of a format that this release does not know.
+        WireError: not an envelope, a damaged one, or another key's.
+    """
+    if data[:1] != _MAGIC:
+        raise WireError("not an envelope")
+    if len(data) > 1 and data[1] != ENVELOPE_FORMAT:
+        raise UnknownFormat(f"envelope of format {data[1]}, this release knows {ENVELOPE_FORMAT}")
+    if len(data) < _HEADER.size:
+        raise WireError("truncated envelope")
+    (
+        head, epoch, mark, seq_text, expires_mark, expires_text, digest_head, own_digest, flags_mark, flags, codec_mark, codec
+    ) = _HEADER.unpack_from(data)  # fmt: skip
+    if (head, mark, expires_mark, digest_head, flags_mark, codec_mark) != _LAYOUT:
+        raise WireError("damaged envelope header")
+    if own_digest != digest:
+        raise WireError("envelope of another key")
+    if flags:
+        raise UnknownFormat(f"envelope with flags {flags:#x}, this release knows none")
+    seq, expires_ms = _number(seq_text), _number(expires_text)
+    if not 0 < seq <= MAX_SEQ:
+        raise WireError("version out of range")
+    tags, start = _decode_tags(data, _HEADER.size)
+    payload_start, length = _decode_bin_head(data, start)
+    if payload_start + length != len(data):
+        raise WireError("truncated or overlong payload")
+    return Envelope(epoch, seq, expires_ms, codec, tags, data[payload_start:])
+
+
+def encode_message_ends(kind: Kind, origin: str, names: tuple[str, ...]) -> tuple[bytes, bytes]:
+    """Encode what precedes and follows epoch, seq, nonce and time in a message; a script writes these four."""
+    head = _MESSAGE_FORMAT_BYTE + bytes((0x98, kind))
+    return head, msgpack.packb(origin) + msgpack.packb(names)
+
+
+def encode_message(message: Message) -> bytes:
+    """Encode a whole message, as the scripts do (tests and simulator need it)."""
+    head, tail = encode_message_ends(message.kind, message.origin, message.names)
+    seconds, microseconds = divmod(message.time_us, 1_000_000)
+    fields = (message.epoch, str(message.seq), message.nonce, str(seconds), str(microseconds))
+    middle = b"".join(map(msgpack.packb, fields))
+    return head + middle + tail
+
+
+def decode_message(data: bytes) -> Message:
+    """Decode an invalidation message.
+
+    Raises:
+        UnknownFormat: a message of a format or kind that this release does not know.
+        WireError: anything else that is no message.
+    """
+    match _unpack(data, MESSAGE_FORMAT, "message"):
+        case [int(kind), bytes(epoch), str(seq), bytes(nonce), str(seconds), str(microseconds), str(origin), list(names)]:
+            pass
+        case _:
+            raise WireError("a message's fields are of other types")
+    if type(kind) is not int or not Kind.SET <= kind <= Kind.CLEAR:
+        raise UnknownFormat(f"message of kind {kind}")
+    position = _position(epoch, seq, nonce, lowest=1)
+    if not all(type(name) is str for name in names):
+        raise WireError("a message's names are not all text")
+    return Message(Kind(kind), epoch, position, nonce, _time_us(seconds, microseconds), origin, tuple(names))
+
+
+def encode_sync_reply(reply: SyncReply) -> bytes:
+    """Encode a sync reply, as the script does (tests and simulator need it)."""
+    seconds, microseconds = divmod(reply.time_us, 1_000_000)
+    fields = (
+        reply.token, reply.status, reply.epoch, str(reply.seq), reply.nonce, str(seconds), str(microseconds), reply.entries
+    )  # fmt: skip
+    return _MESSAGE_FORMAT_BYTE + bytes(msgpack.packb(fields))
+
+
+def decode_sync_reply(data: bytes) -> SyncReply:
+    """Decode the answer to a heartbeat or resync.
+
+    Raises:
+        WireError: anything that is none.
+    """
+    match _unpack(data, MESSAGE_FORMAT, "sync reply"):
+        case [
+            bytes(token),
+            str(status),
+            bytes(epoch),
+            str(seq),
+            bytes(nonce),
+            str(seconds),
+            str(microseconds),
+            list(entries),
+        ]:
+            pass
+        case _:
+            raise WireError("a sync reply's fields are of other types")
+    position = _position(epoch, seq, nonce, lowest=0)
+    if not all(type(entry) is bytes for entry in entries):
+        raise WireError("a sync reply's entries are not all bytes")
+    return SyncReply(token, status, epoch, position, nonce, _time_us(seconds, microseconds), tuple(entries))
+
+
+def _position(epoch: bytes, seq: str, nonce: bytes, *, lowest: int) -> int:
+    if len(epoch) != EPOCH_BYTES or len(nonce) != NONCE_BYTES:
+        raise WireError("an epoch or nonce is of another length")
+    position = _number(seq)
+    if not lowest <= position <= MAX_SEQ:
+        raise WireError("a version is out of range")
+    return position
+
+
+def _time_us(seconds: str, microseconds: str) -> int:
+    return _number(seconds) * 1_000_000 + _number(microseconds)
+
+
+def _number(text: str | bytes) -> int:
+    """Read a number as Lua wrote it: digits alone, where int() would take signs, spaces and underscores as well."""
+    if not (text.isdigit() and text.isascii() and len(text) <= _DIGITS):
+        raise WireError("a number is not 1 to 16 digits")
+    return int(text)
+
+
+def _unpack(data: bytes, known: int, what: str) -> Any:
+    if not data:
+        raise WireError(f"empty {what}")
+    if data[0] != known:
+        raise UnknownFormat(f"{what} of format {data[0]}, this release knows {known}")
+    try:
+        return msgpack.unpackb(memoryview(data)[1:], raw=False, strict_map_key=True)
+    except Exception as error:  # msgpack raises many kinds, among them RecursionError-like StackError
+        raise WireError(f"a {what} is not msgpack ({type(error).__name__})") from None
+
+
+def _decode_tags(data: bytes, start: int) -> tuple[tuple[str, ...], int]:
+    """Return the tags and where they end."""
+    try:
+        head = data[start]
+        if head & 0xF0 == 0x90:
+            count, position = head & 0x0F, start + 1
+        elif head == 0xDC:
+            count, position = int.from_bytes(data[start + 1 : start + 3], "big"), start + 3
+        else:
+            raise WireError("damaged tags")
+        tags = []
+        for _ in range(count):
+            if data[position] != _STR8:
+                raise WireError("damaged tags")
+            end = position + 2 + data[position + 1]
+            if end > len(data):
+                raise WireError("truncated tags")
+            tags.append(data[position + 2 : end].decode("utf-8"))
+            position = end
+    except IndexError:
+        raise WireError("truncated tags") from None
+    except UnicodeDecodeError:
+        raise WireError("a tag is not UTF-8") from None
+    return tuple(tags), position
+
+
+def _decode_bin_head(data: bytes, start: int) -> tuple[int, int]:
+    """Return where the payload starts and how long it says it is."""
+    width = {0xC4: 1, 0xC5: 2, 0xC6: 4}.get(data[start]) if start < len(data) else None
+    if width is None:
+        raise WireError("damaged or missing payload")
+    return start + 1 + width, int.from_bytes(data[start + 1 : start + 1 + width], "big")
+
+
+def _array_head(count: int) -> bytes:
+    return bytes((0x90 | count,)) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
+
+
+def _bin_head(length: int) -> bytes:
+    if length < 0x100:
+        return bytes((0xC4, length))
+    if length < 0x1_0000:
+        return b"\xc5" + length.to_bytes(2, "big")
+    return b"\xc6" + length.to_bytes(4, "big")

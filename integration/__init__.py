@@ -1,0 +1,1 @@
+"""Integration tests: a real Redis, several processes, faults."""

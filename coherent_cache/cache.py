@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf
+from random import Random
 from typing import Any, Final, Literal
 
 from coherent_cache import config
 from coherent_cache.config import Settings, check_instance_id, check_ttl
 from coherent_cache.core import operations
-from coherent_cache.core.local_tier import Entry
+from coherent_cache.core.local_tier import Entry, LocalTier
 from coherent_cache.core.operations import MISSING, Missing
 from coherent_cache.core.requests import Condition
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.states import State
-from coherent_cache.core.stats import CacheStats
-from coherent_cache.errors import CacheUnavailable, ConfigError, NotCoherent
+from coherent_cache.core.stats import CacheStats, Counters
+from coherent_cache.errors import CacheUnavailable, ConfigError, InvalidKey, NotCoherent
 from coherent_cache.events import Event
 from coherent_cache.keys import check_key
 from coherent_cache.remote.topology import resolve
@@ -151,7 +153,13 @@ class CoherentCache:
 
         def make() -> Runtime:
             nonlocal forks
-            name = first_id if forks == 0 else make_instance_id() if instance_id is None else f"{first_id}-{make_instance_id()}"
+            name = (
+                first_id
+                if forks == 0
+                else make_instance_id()
+                if instance_id is None
+                else f"{first_id}-{make_instance_id()}"
+            )
             forks += 1
             return Runtime(settings, codec, endpoint, instance_id=name, callbacks=callbacks)
 
@@ -218,13 +226,13 @@ class CoherentCache:
         Raises:
             As :meth:`get`.
         """
+        shard = self._shard_of(key)
+        epoch = shard.epoch
         entry = self._local_entry(key)
-        now = clock()
         if entry is not None:
-            shard = self._shard_of(key)
-            epoch = shard.epoch
-            if epoch is not None:
-                expires = entry.expires_at
+            # An entry belongs to the epoch that was there before and after the look-up; else ask Redis.
+            if epoch is not None and epoch == shard.epoch:
+                now, expires = clock(), entry.expires_at
                 return CacheEntry(
                     value=self._value(entry),
                     version=Version(epoch, entry.seq),
@@ -253,18 +261,36 @@ class CoherentCache:
         Raises:
             As :meth:`get`.
         """
+        wanted = _several(keys)
         found: dict[str, Any] = {}
         missing: list[str] = []
-        for key in dict.fromkeys(_several(keys)):
-            entry = self._local_entry(key)
-            if entry is None:
-                missing.append(key)
-            else:
-                found[key] = self._value(entry)
+        tier = self._shard.tier
+        if tier.valid_until >= (now := clock()):
+            entries, decode = tier.entries, self._decode
+            for key in wanted:
+                entry = entries.get(key)
+                if entry is None:
+                    missing.append(key)
+                elif now < entry.deadline:
+                    tier.ticks = entry.used = tier.ticks + 1
+                    found[key] = entry.value
+                elif now < entry.coded_deadline:
+                    tier.ticks = entry.used = tier.ticks + 1
+                    found[key] = decode(entry.value)
+                else:
+                    missing.append(key)
+        else:
+            for key in wanted:
+                entry = self._local_entry(key)
+                if entry is None:
+                    missing.append(key)
+                else:
+                    found[key] = self._value(entry)
         if missing:
-            self._counters.misses += len(missing)
             read = self._runtime.run(operations.read(self._runtime.instance, missing))
-            found.update((key, hit.value) for key, hit in read.items())
+            self._counters.misses += len(missing)
+            for key, hit in read.items():
+                found[key] = hit[0]
         return found
 
     def warm(self, keys: Iterable[str]) -> int:
@@ -275,7 +301,7 @@ class CoherentCache:
         Raises:
             As :meth:`get`.
         """
-        wanted = list(dict.fromkeys(_several(keys)))
+        wanted = _several(keys)
         for key in wanted:
             check_key(key)
         self.wait_ready(self._settings.timeout)
@@ -324,9 +350,7 @@ class CoherentCache:
         """
         if not isinstance(mapping, Mapping):
             raise ConfigError("mapping", f"must be a mapping of keys to values, not {type(mapping).__name__}")
-        return self._runtime.run(
-            operations.store(self._runtime.instance, dict(mapping), ttl=self._ttl(ttl), tags=tags)
-        )
+        return self._runtime.run(operations.store(self._runtime.instance, dict(mapping), ttl=self._ttl(ttl), tags=tags))
 
     def delete(self, key: str, *, if_version: Version | None = None) -> bool:
         """Delete a value in Redis and in all local tiers; return whether it was there.
@@ -391,7 +415,13 @@ class CoherentCache:
         """
         return self._runtime.run(
             operations.update(
-                self._runtime.instance, key, fn, default=default, ttl=self._ttl(ttl), tags=tags, attempts=UPDATE_ATTEMPTS
+                self._runtime.instance,
+                key,
+                fn,
+                default=default,
+                ttl=self._ttl(ttl),
+                tags=tags,
+                attempts=UPDATE_ATTEMPTS,
             )
         )
 
@@ -502,7 +532,7 @@ class CoherentCache:
         """
         token = id(callback) if id(callback) not in self._callbacks else max(self._callbacks) + 1
         self._callbacks[token] = callback
-        self._runtime.instance.set_trace(True)  # noqa: FBT003
+        self._runtime.instance.set_trace(True)
         return lambda: void(self._callbacks.pop(token, None))
 
     def close(self) -> None:
@@ -560,7 +590,7 @@ class CoherentCache:
 
     def _read_one(self, key: str) -> operations.Found | None:
         self._counters.misses += 1
-        return self._runtime.run(operations.read(self._runtime.instance, (key,))).get(key)
+        return self._runtime.run(operations.read_one(self._runtime.instance, key))
 
     def _ttl(self, ttl: float | _Default | None) -> float | None:
         if isinstance(ttl, _Default):
@@ -574,12 +604,17 @@ def void(_: object) -> None:
 
 
 def _several(keys: Iterable[str]) -> list[str]:
+    """Return keys once each, in their order."""
     if isinstance(keys, str | bytes):
         raise ConfigError("keys", f"must be a collection of str, not one {type(keys).__name__}: write [{keys!r}]")
     try:
-        return list(keys)
+        keys = list(keys)
     except TypeError:
         raise ConfigError("keys", f"must be a collection of str, not {type(keys).__name__}") from None
+    try:
+        return list(dict.fromkeys(keys))
+    except TypeError:
+        raise InvalidKey("a key must be a str; one of these is not even hashable") from None
 
 
 def _condition(if_version: Version | Missing | None) -> Condition | None:
@@ -596,18 +631,14 @@ def _close_runtime(holder: RuntimeHolder) -> None:
     holder.runtime.close()
 
 
-def _never_serving_shard() -> Shard:
-    """Make a shard whose tier is never valid: what the inlined hit looks at if there are several shards."""
-    from contextlib import nullcontext
-    from random import Random
-
-    from coherent_cache.core.local_tier import LocalTier, TierCounts
-    from coherent_cache.core.stats import Counters
-
-    tier = LocalTier(policy="lru", max_entries=1, max_bytes=None, rng=Random(0), counts=TierCounts())  # noqa: S311
-    return Shard(0, tier, max_staleness=0, lock=nullcontext(), counters=Counters(), emit=void)
-
-
-_NEVER: Final = _never_serving_shard()
+_NEVER: Final = Shard(
+    0,
+    LocalTier(max_entries=1, rng=Random(0)),  # noqa: S311
+    max_staleness=0,
+    lock=nullcontext(),
+    counters=Counters(),
+    emit=void,
+)
+"""A shard that never serves: what the inlined hit looks at if there are several shards."""
 
 __all__ = ["DEFAULT", "MISSING", "CacheEntry", "CacheUnavailable", "CoherentCache"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
@@ -128,7 +127,7 @@ def check_instance_id(instance_id: object) -> None:
 
 
 def _seconds(option: str, value: object, low: float, high: float, none: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and low <= value <= high):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ConfigError(option, f"must be {none}seconds from {low} to {high}, not {value!r}")
 
 

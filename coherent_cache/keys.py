@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 from zlib import crc32
@@ -107,13 +106,6 @@ def shard_of(key: bytes, shards: int) -> int:
     return crc32(key) % shards if shards > 1 else 0
 
 
-@lru_cache(maxsize=8192)
-def key_facts(key: str) -> tuple[bytes, bytes]:
-    """Return a user key in UTF-8, and the digest that its envelope carries (BLAKE2b, 8 bytes).
-
-    Raises:
-        InvalidKey: see :func:`check_key`.
-        TypeError: not hashable; :func:`check_key` says so in better words.
-    """
-    encoded = check_key(key)
-    return encoded, blake2b(encoded, digest_size=DIGEST_BYTES).digest()
+def key_digest(key: bytes) -> bytes:
+    """Return the digest of a user key, given in UTF-8, that its envelopes carry (BLAKE2b, 8 bytes)."""
+    return blake2b(key, digest_size=DIGEST_BYTES).digest()

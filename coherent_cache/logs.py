@@ -8,11 +8,13 @@ printed.
 from __future__ import annotations
 
 import logging
-from typing import Any, Final
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from coherent_cache.events import Event
+if TYPE_CHECKING:
+    from coherent_cache.events import Event
 
 LOGGER_NAME: Final = "coherent_cache"
 
@@ -34,9 +36,12 @@ class EventLog:
     def traces(self) -> bool:
         """Tell whether lines at DEBUG would be written at all."""
         logger = self._logger()
-        is_enabled_for = getattr(logger, "is_enabled_for", None) or getattr(logger, "isEnabledFor", None)
-        if callable(is_enabled_for):
-            return bool(is_enabled_for(logging.DEBUG))
+        for name in ("is_enabled_for", "isEnabledFor"):
+            # Of the class: structlog's generic logger pretends to have every method.
+            is_enabled_for = getattr(type(logger), name, None)
+            if is_enabled_for is not None:
+                with suppress(AttributeError):  # what it wraps may not know levels
+                    return bool(is_enabled_for(logger, logging.DEBUG))
         return _standard.isEnabledFor(logging.DEBUG)
 
     def _logger(self) -> Any:

@@ -36,7 +36,9 @@ MAX_PENDING_EVENTS: Final = 10_000
 
 def make_instance_id() -> str:
     """Make an instance id: ``host-pid-random``."""
-    host = "".join(char if char.isascii() and char.isprintable() and char != " " else "_" for char in socket.gethostname())
+    host = "".join(
+        char if char.isascii() and char.isprintable() and char != " " else "_" for char in socket.gethostname()
+    )
     return f"{host[:60]}-{os.getpid()}-{os.urandom(4).hex()}"
 
 
@@ -48,7 +50,15 @@ class EventHub:
         self._log = log
         self._callbacks = callbacks
         self._pending: deque[Event] = deque(maxlen=MAX_PENDING_EVENTS)
-        self.emit = self._pending.append
+
+    def emit(self, event: Event, /) -> None:
+        """Take an event, without blocking."""
+        self._pending.append(event)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is anything to deliver."""
+        return bool(self._pending)
 
     def drain(self) -> None:
         """Deliver what was taken. A callback's exception is logged and goes no further."""
@@ -120,8 +130,7 @@ class Runtime:
             clock=clock,
             rng=rng,
             counters=self.instance.counters,
-            emit=self.events.emit,
-            drain=self._drain,
+            events=self.events,
         )
         self._start_lock = threading.Lock()
         self._started = False
@@ -150,7 +159,8 @@ class Runtime:
             return result
         finally:
             operation.close()
-            self.events.drain()
+            if self.events.waiting:
+                self.events.drain()
 
     def start(self) -> None:
         """Start the subscriber thread, once."""
@@ -159,7 +169,7 @@ class Runtime:
                 raise CacheUnavailable("the cache is closed")
             if not self._started:
                 if self.settings.local_enabled:
-                    self._drain()
+                    self.instance.set_trace(self.events.traces())
                     self._subscriber.start()
                 self._started = True
 
@@ -196,10 +206,6 @@ class Runtime:
         """Compare the settings with shard 0's, which every number of shards has, before another shard is touched."""
         self._io.execute([ReadRequest(0, (b"-",))])
         self._checked = True
-
-    def _drain(self) -> None:
-        self.instance.set_trace(self.events.traces())
-        self.events.drain()
 
 
 _runtimes: weakref.WeakSet[RuntimeHolder] = weakref.WeakSet()

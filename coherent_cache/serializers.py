@@ -118,7 +118,7 @@ _TIMEDELTA: Final = struct.Struct(">iII")
 _OFFSET: Final = struct.Struct(">q")
 _MICROSECOND: Final = timedelta(microseconds=1)
 
-_SCALARS: Final[frozenset[type]] = frozenset(
+IMMUTABLE_SCALARS: Final[frozenset[type]] = frozenset(
     (type(None), bool, int, float, str, bytes, datetime, date, time, timedelta, Decimal, UUID)
 )
 _JSON_SCALARS: Final[frozenset[type]] = frozenset((type(None), bool, int, float, str))
@@ -236,7 +236,7 @@ def is_immutable(value: object) -> bool:
     :data:`IMMUTABLE_ITEMS` items.
     """
     kind = type(value)
-    if kind in _SCALARS:
+    if kind in IMMUTABLE_SCALARS:
         return True
     if kind is not tuple and kind is not frozenset:
         return False
@@ -249,7 +249,7 @@ def is_immutable(value: object) -> bool:
             return False
         for item in items:
             kind = type(item)
-            if kind in _SCALARS:
+            if kind in IMMUTABLE_SCALARS:
                 continue
             if kind is not tuple and kind is not frozenset:
                 return False
@@ -260,7 +260,7 @@ def is_immutable(value: object) -> bool:
 # --- what both strict codecs share ------------------------------------------------------------------------------------
 
 
-class _Refused(Exception):  # noqa: N818 - never leaves this module
+class _Refused(Exception):
     """A value or its bytes are refused. The text is fit for users: it contains types, never values."""
 
 
@@ -377,7 +377,7 @@ def _msgpack_dumps(value: Any) -> bytes:
     # packb makes a Packer per call: one Packer must not be used by two threads at once.
     error: BaseException
     try:
-        marks = type(value) not in _SCALARS and _has_marks(value, 0)
+        marks = type(value) not in IMMUTABLE_SCALARS and _has_marks(value, 0)
         packed: bytes = msgpack.packb(value, strict_types=True, use_bin_type=True, default=_pack_other)
         return _MARKED + packed if marks else packed
     except Exception as caught:  # noqa: BLE001 - a cache must not raise what its caller cannot know of
@@ -397,14 +397,14 @@ def _has_marks(value: Any, depth: int) -> bool:
     depth += 1
     marks = kind in _MARKS
     if kind is dict:
-        if not _SCALARS.issuperset(map(type, value)):
+        if not IMMUTABLE_SCALARS.issuperset(map(type, value)):
             for item in value:
-                if type(item) not in _SCALARS and _has_marks(item, depth):
+                if type(item) not in IMMUTABLE_SCALARS and _has_marks(item, depth):
                     marks = True
         value = value.values()
-    if not _SCALARS.issuperset(map(type, value)):
+    if not IMMUTABLE_SCALARS.issuperset(map(type, value)):
         for item in value:
-            if type(item) not in _SCALARS and _has_marks(item, depth):
+            if type(item) not in IMMUTABLE_SCALARS and _has_marks(item, depth):
                 marks = True
     return marks
 
@@ -639,7 +639,7 @@ def _check_msgpack_scalar(value: Any) -> None:
     msgpack.packb(value, strict_types=True, use_bin_type=True, default=_pack_other)
 
 
-_MSGPACK: Final = _Format("msgpack", _SCALARS, _CONTAINERS, _check_msgpack_scalar, str_keys=False)
+_MSGPACK: Final = _Format("msgpack", IMMUTABLE_SCALARS, _CONTAINERS, _check_msgpack_scalar, str_keys=False)
 
 
 # --- json -------------------------------------------------------------------------------------------------------------

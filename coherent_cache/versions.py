@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +16,8 @@ NONCE_BYTES: Final = 8
 
 MAX_SEQ: Final = 2**53 - 1
 """Largest sequence number that Lua's numbers represent exactly (review A10)."""
+
+_TEXT: Final = re.compile(rf"([0-9A-Fa-f]{{{2 * EPOCH_BYTES}}}):([0-9]{{1,16}})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,9 @@ class Version:
             return NotImplemented
         return self.seq >= other.seq
 
+    def __repr__(self) -> str:
+        return f"Version({str(self)!r})"
+
     def __str__(self) -> str:
         """Write the version as ``<epoch in hex>:<seq>``, the form that :meth:`parse` reads."""
         return f"{self.epoch.hex()}:{self.seq}"
@@ -66,11 +72,7 @@ class Version:
         Raises:
             ConfigError: the text is of another form.
         """
-        epoch, _, seq = text.partition(":")
-        try:
-            version = cls(bytes.fromhex(epoch), int(seq))
-        except ValueError:
-            version = cls(b"", 0)
-        if len(version.epoch) != EPOCH_BYTES or not 0 < version.seq <= MAX_SEQ:
+        parts = _TEXT.fullmatch(text)
+        if parts is None or not 0 < int(parts[2]) <= MAX_SEQ:
             raise ConfigError("version", f"{text!r} is no version; expected 32 hex digits, a colon and a number")
-        return version
+        return cls(bytes.fromhex(parts[1]), int(parts[2]))

@@ -4,18 +4,18 @@ All three start with a format byte and go on with one msgpack array. Decoding is
 trailing bytes or a number out of range is a :class:`WireError`, and no decoder raises anything else. Numbers that Lua
 writes or reads are decimal text: that costs the server less than any binary form that plain Lua can make.
 
-Envelope, the value of a Redis key. The header has a fixed layout, because the Lua scripts write it and read it back
-(offsets from 0)::
+Envelope, the value of a Redis key. The header has a fixed layout, because the Lua scripts write the middle of it and
+read it back. What one key's envelopes have in common comes first, so that one comparison checks it (offsets from 0)::
 
     0      c1        never starts a msgpack value, a JSON text or valid UTF-8: tells foreign bytes
     1      01        format
     2      98        array of 8
-    3-20   c4 10 ..  epoch, 16 bytes
-    21-37  b0 ..     seq, 16 digits
-    38-54  b0 ..     when it expires, milliseconds of the server's clock, 16 digits; 0 for never
-    55-64  c4 08 ..  digest of the key, 8 bytes
-    65-66  cc ..     flags (none defined yet: must be 0)
-    67-68  cc ..     codec of the payload, see serializers
+    3-12   c4 08 ..  digest of the key, 8 bytes
+    13-14  cc ..     flags (none defined yet: must be 0)
+    15-16  cc ..     codec of the payload, see serializers
+    17-34  c4 10 ..  epoch, 16 bytes
+    35-51  b0 ..     seq, 16 digits
+    52-68  b0 ..     when it expires, milliseconds of the server's clock, 16 digits; 0 for never
     69-    9n | dc   array of tags, each d9 (length in one byte)
            c4-c6     payload, binary
 
@@ -42,8 +42,8 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from coherent_cache.versions import EPOCH_BYTES, MAX_SEQ, NONCE_BYTES
 from coherent_cache.keys import DIGEST_BYTES
+from coherent_cache.versions import EPOCH_BYTES, MAX_SEQ, NONCE_BYTES
 
 ENVELOPE_MAGIC: Final = 0xC1
 ENVELOPE_FORMAT: Final = 1
@@ -51,18 +51,28 @@ MESSAGE_FORMAT: Final = 1
 FORMAT: Final = 1
 """Format of the namespace as a whole; checked at connect together with the number of shards."""
 
-ENVELOPE_HEAD: Final = bytes((ENVELOPE_MAGIC, ENVELOPE_FORMAT, 0x98, 0xC4, EPOCH_BYTES))
-"""What a script writes before the epoch."""
+PREFIX_BYTES: Final = 19
+"""Length of what precedes the epoch in an envelope."""
 
 _MAGIC: Final = bytes((ENVELOPE_MAGIC,))
 _MESSAGE_FORMAT_BYTE: Final = bytes((MESSAGE_FORMAT,))
 _DIGITS: Final = 16
-_HEADER: Final = struct.Struct(f">5s{EPOCH_BYTES}sc{_DIGITS}sc{_DIGITS}s2s{DIGEST_BYTES}sBBBB")
-_DIGEST_HEAD: Final = bytes((0xC4, DIGEST_BYTES))
+_HEADER: Final = struct.Struct(f">5s{DIGEST_BYTES}sBBBB2s{EPOCH_BYTES}sc{_DIGITS}sc{_DIGITS}s")
+_START: Final = bytes((ENVELOPE_MAGIC, ENVELOPE_FORMAT, 0x98, 0xC4, DIGEST_BYTES))
+_EPOCH_HEAD: Final = bytes((0xC4, EPOCH_BYTES))
 _STR16: Final = bytes((0xA0 | _DIGITS,))
 _UINT8: Final = 0xCC
-_LAYOUT: Final = (ENVELOPE_HEAD, _STR16, _STR16, _DIGEST_HEAD, _UINT8, _UINT8)
+_LAYOUT: Final = (_START, _UINT8, _UINT8, _EPOCH_HEAD, _STR16, _STR16)
+_MAX_SEQ_TEXT: Final = b"%016d" % MAX_SEQ
+_MARKS_NO_TAGS: Final = _STR16 + _STR16 + b"\x90"
 _STR8: Final = 0xD9
+_BIN_FORMS: Final = {0xC4: (1, 0), 0xC5: (2, 0x100), 0xC6: (4, 0x1_0000)}
+"""Bytes that a payload's length has, and the least length written so: one envelope has one spelling."""
+
+
+_MESSAGE_TYPES: Final[list[type]] = [int, bytes, str, bytes, str, str, str, list]
+_SYNC_TYPES: Final[list[type]] = [bytes, str, bytes, str, bytes, str, str, list]
+_ONLY_TEXT: Final[set[type]] = {str}
 
 
 class WireError(ValueError):
@@ -83,28 +93,16 @@ class Kind(IntEnum):
     CLEAR = 5
 
 
-class Envelope(NamedTuple):
-    """A decoded envelope.
+_KINDS: Final[dict[int, Kind]] = {kind.value: kind for kind in Kind}
 
-    Attributes:
-        epoch: history that the value belongs to.
-        seq: its version in that history.
-        expires_ms: when Redis forgets it, in milliseconds of the server's clock; 0 for never.
-        codec: number of the codec that made the payload.
-        tags: its tags.
-        payload: the encoded value.
-    """
+Envelope = tuple[bytes, int, int, int, tuple[str, ...], bytes]
+"""A decoded envelope: epoch, seq, expiry (milliseconds of the server's clock, 0 for never), codec, tags, payload.
 
-    epoch: bytes
-    seq: int
-    expires_ms: int
-    codec: int
-    tags: tuple[str, ...]
-    payload: bytes
+A plain tuple: reads make a hundred at a time.
+"""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A decoded invalidation message.
 
     Attributes:
@@ -149,9 +147,14 @@ class SyncReply:
     entries: tuple[bytes, ...]
 
 
-def encode_envelope_tail(digest: bytes, codec: int, tags: tuple[str, ...], payload: bytes) -> bytes:
-    """Encode what follows the version in an envelope; the script that stores it writes what precedes."""
-    parts = [_DIGEST_HEAD, digest, bytes((_UINT8, 0, _UINT8, codec)), _array_head(len(tags))]
+def envelope_prefix(digest: bytes, codec: int) -> bytes:
+    """Return what the envelopes of one key and codec have in common: all that precedes the epoch."""
+    return b"".join((_START, digest, bytes((_UINT8, 0, _UINT8, codec)), _EPOCH_HEAD))
+
+
+def encode_content(tags: tuple[str, ...], payload: bytes) -> bytes:
+    """Encode what follows the expiry in an envelope: tags and payload."""
+    parts = [_array_head(len(tags))]
     for tag in tags:
         encoded = tag.encode("utf-8")
         parts += (bytes((_STR8, len(encoded))), encoded)
@@ -159,22 +162,36 @@ def encode_envelope_tail(digest: bytes, codec: int, tags: tuple[str, ...], paylo
     return b"".join(parts)
 
 
-def encode_envelope(epoch: bytes, seq: int, expires_ms: int, tail: bytes) -> bytes:
+def encode_envelope(prefix: bytes, epoch: bytes, seq: int, expires_ms: int, content: bytes) -> bytes:
     """Encode a whole envelope, as the scripts do (tests and simulator need it)."""
-    return b"".join((ENVELOPE_HEAD, epoch, _STR16, b"%016d" % seq, _STR16, b"%016d" % expires_ms, tail))
+    return b"".join((prefix, epoch, _STR16, b"%016d" % seq, _STR16, b"%016d" % expires_ms, content))
 
 
-def decode_envelope(data: bytes, digest: bytes) -> Envelope:
+def decode_envelope(data: bytes, prefix: bytes) -> Envelope:
     """Decode an envelope.
 
     Args:
         data: what Redis holds.
-        digest: digest of the key that was asked for.
+        prefix: :func:`envelope_prefix` of the key that was asked for, with the codec that is to be expected.
 
     Raises:
         UnknownFormat: an envelope of a format that this release does not know.
         WireError: not an envelope, a damaged one, or another key's.
     """
+    # The common case first, by few comparisons: the expected codec, no tags, a payload below 64 KiB. Whatever differs
+    # from it in anything is judged field by field.
+    if data[:19] == prefix and data[35:70:17] == _MARKS_NO_TAGS:
+        seq, expires = data[36:52], data[53:69]
+        if seq.isdigit() and expires.isdigit() and b"0000000000000000" < seq <= _MAX_SEQ_TEXT:
+            size = len(data)
+            if size > 328 and data[70] == 0xC5 and size == 73 + (data[71] << 8 | data[72]):
+                return data[19:35], int(seq), int(expires), prefix[16], (), data[73:]
+            if size > 71 and data[70] == 0xC4 and size == 72 + data[71]:
+                return data[19:35], int(seq), int(expires), prefix[16], (), data[72:]
+    return _decode_envelope(data, prefix)
+
+
+def _decode_envelope(data: bytes, prefix: bytes) -> Envelope:
     if data[:1] != _MAGIC:
         raise WireError("not an envelope")
     if len(data) > 1 and data[1] != ENVELOPE_FORMAT:
@@ -182,22 +199,22 @@ def decode_envelope(data: bytes, digest: bytes) -> Envelope:
     if len(data) < _HEADER.size:
         raise WireError("truncated envelope")
     (
-        head, epoch, mark, seq_text, expires_mark, expires_text, digest_head, own_digest, flags_mark, flags, codec_mark, codec
+        start, digest, flags_mark, flags, codec_mark, codec, epoch_head, epoch, mark, seq_text, expires_mark, expires_text,
     ) = _HEADER.unpack_from(data)  # fmt: skip
-    if (head, mark, expires_mark, digest_head, flags_mark, codec_mark) != _LAYOUT:
+    if (start, flags_mark, codec_mark, epoch_head, mark, expires_mark) != _LAYOUT:
         raise WireError("damaged envelope header")
-    if own_digest != digest:
+    if digest != prefix[5:13]:
         raise WireError("envelope of another key")
     if flags:
         raise UnknownFormat(f"envelope with flags {flags:#x}, this release knows none")
     seq, expires_ms = _number(seq_text), _number(expires_text)
     if not 0 < seq <= MAX_SEQ:
         raise WireError("version out of range")
-    tags, start = _decode_tags(data, _HEADER.size)
-    payload_start, length = _decode_bin_head(data, start)
+    tags, end = _decode_tags(data, _HEADER.size)
+    payload_start, length = _decode_bin_head(data, end)
     if payload_start + length != len(data):
         raise WireError("truncated or overlong payload")
-    return Envelope(epoch, seq, expires_ms, codec, tags, data[payload_start:])
+    return epoch, seq, expires_ms, codec, tags, data[payload_start:]
 
 
 def encode_message_ends(kind: Kind, origin: str, names: tuple[str, ...]) -> tuple[bytes, bytes]:
@@ -222,24 +239,25 @@ def decode_message(data: bytes) -> Message:
         UnknownFormat: a message of a format or kind that this release does not know.
         WireError: anything else that is no message.
     """
-    match _unpack(data, MESSAGE_FORMAT, "message"):
-        case [int(kind), bytes(epoch), str(seq), bytes(nonce), str(seconds), str(microseconds), str(origin), list(names)]:
-            pass
-        case _:
-            raise WireError("a message's fields are of other types")
-    if type(kind) is not int or not Kind.SET <= kind <= Kind.CLEAR:
-        raise UnknownFormat(f"message of kind {kind}")
-    position = _position(epoch, seq, nonce, lowest=1)
-    if not all(type(name) is str for name in names):
+    fields = _unpack(data, _MESSAGE_TYPES, "message")
+    number, epoch, seq, nonce, seconds, microseconds, origin, names = fields
+    kind = _KINDS.get(number)
+    if kind is None:
+        raise UnknownFormat(f"message of kind {number}")
+    if names and set(map(type, names)) != _ONLY_TEXT:
         raise WireError("a message's names are not all text")
-    return Message(Kind(kind), epoch, position, nonce, _time_us(seconds, microseconds), origin, tuple(names))
+    position = _position(epoch, seq, nonce)
+    if not position:
+        raise WireError("a version is out of range")
+    return Message(kind, epoch, position, nonce, _time_us(seconds, microseconds), origin, tuple(names))
 
 
 def encode_sync_reply(reply: SyncReply) -> bytes:
     """Encode a sync reply, as the script does (tests and simulator need it)."""
     seconds, microseconds = divmod(reply.time_us, 1_000_000)
     fields = (
-        reply.token, reply.status, reply.epoch, str(reply.seq), reply.nonce, str(seconds), str(microseconds), reply.entries
+        reply.token, reply.status, reply.epoch, str(reply.seq), reply.nonce, str(seconds), str(microseconds),
+        reply.entries,
     )  # fmt: skip
     return _MESSAGE_FORMAT_BYTE + bytes(msgpack.packb(fields))
 
@@ -250,31 +268,19 @@ def decode_sync_reply(data: bytes) -> SyncReply:
     Raises:
         WireError: anything that is none.
     """
-    match _unpack(data, MESSAGE_FORMAT, "sync reply"):
-        case [
-            bytes(token),
-            str(status),
-            bytes(epoch),
-            str(seq),
-            bytes(nonce),
-            str(seconds),
-            str(microseconds),
-            list(entries),
-        ]:
-            pass
-        case _:
-            raise WireError("a sync reply's fields are of other types")
-    position = _position(epoch, seq, nonce, lowest=0)
-    if not all(type(entry) is bytes for entry in entries):
+    fields = _unpack(data, _SYNC_TYPES, "sync reply")
+    token, status, epoch, seq, nonce, seconds, microseconds, entries = fields
+    if entries and set(map(type, entries)) != {bytes}:
         raise WireError("a sync reply's entries are not all bytes")
+    position = _position(epoch, seq, nonce)
     return SyncReply(token, status, epoch, position, nonce, _time_us(seconds, microseconds), tuple(entries))
 
 
-def _position(epoch: bytes, seq: str, nonce: bytes, *, lowest: int) -> int:
+def _position(epoch: bytes, seq: str, nonce: bytes) -> int:
     if len(epoch) != EPOCH_BYTES or len(nonce) != NONCE_BYTES:
         raise WireError("an epoch or nonce is of another length")
     position = _number(seq)
-    if not lowest <= position <= MAX_SEQ:
+    if position > MAX_SEQ:
         raise WireError("a version is out of range")
     return position
 
@@ -290,15 +296,19 @@ def _number(text: str | bytes) -> int:
     return int(text)
 
 
-def _unpack(data: bytes, known: int, what: str) -> Any:
+def _unpack(data: bytes, types: list[type], what: str) -> list[Any]:
+    """Read the format byte and an array whose items are of exactly these types."""
     if not data:
         raise WireError(f"empty {what}")
-    if data[0] != known:
-        raise UnknownFormat(f"{what} of format {data[0]}, this release knows {known}")
+    if data[0] != MESSAGE_FORMAT:
+        raise UnknownFormat(f"{what} of format {data[0]}, this release knows {MESSAGE_FORMAT}")
     try:
-        return msgpack.unpackb(memoryview(data)[1:], raw=False, strict_map_key=True)
-    except Exception as error:  # msgpack raises many kinds, among them RecursionError-like StackError
+        fields = msgpack.unpackb(memoryview(data)[1:], raw=False, strict_map_key=True)
+    except Exception as error:  # noqa: BLE001  # msgpack raises many kinds, among them RecursionError-like StackError
         raise WireError(f"a {what} is not msgpack ({type(error).__name__})") from None
+    if type(fields) is not list or list(map(type, fields)) != types:
+        raise WireError(f"a {what}'s fields are of other types")
+    return fields
 
 
 def _decode_tags(data: bytes, start: int) -> tuple[tuple[str, ...], int]:
@@ -309,6 +319,8 @@ def _decode_tags(data: bytes, start: int) -> tuple[tuple[str, ...], int]:
             count, position = head & 0x0F, start + 1
         elif head == 0xDC:
             count, position = int.from_bytes(data[start + 1 : start + 3], "big"), start + 3
+            if count < 16:
+                raise WireError("damaged tags")
         else:
             raise WireError("damaged tags")
         tags = []
@@ -329,10 +341,14 @@ def _decode_tags(data: bytes, start: int) -> tuple[tuple[str, ...], int]:
 
 def _decode_bin_head(data: bytes, start: int) -> tuple[int, int]:
     """Return where the payload starts and how long it says it is."""
-    width = {0xC4: 1, 0xC5: 2, 0xC6: 4}.get(data[start]) if start < len(data) else None
-    if width is None:
+    form = _BIN_FORMS.get(data[start]) if start < len(data) else None
+    if form is None:
         raise WireError("damaged or missing payload")
-    return start + 1 + width, int.from_bytes(data[start + 1 : start + 1 + width], "big")
+    width, least = form
+    length = int.from_bytes(data[start + 1 : start + 1 + width], "big")
+    if length < least:
+        raise WireError("damaged or missing payload")
+    return start + 1 + width, length
 
 
 def _array_head(count: int) -> bytes:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 from coherent_cache.config import Settings
-from coherent_cache.core.local_tier import Entry, LocalTier, RemovalCause, TierCounts, estimated_size
+from coherent_cache.core.local_tier import ENTRY_OVERHEAD_BYTES, Entry, LocalTier, RemovalCause, TierCounts
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.states import State, worst
 from coherent_cache.core.stats import CacheStats, Counters
 from coherent_cache.errors import ForeignValue
 from coherent_cache.events import Event, ForeignValueSeen
-from coherent_cache.keys import shard_of
-from coherent_cache.serializers import Codec, is_immutable
-from coherent_cache.wire import Envelope, WireError, decode_envelope
+from coherent_cache.keys import check_key, key_digest, shard_of
+from coherent_cache.serializers import IMMUTABLE_SCALARS, Codec, is_immutable
+from coherent_cache.wire import Envelope, WireError, decode_envelope, envelope_prefix
+
+KeyFacts = tuple[bytes, bytes]
+"""A user key in UTF-8, and the prefix of its envelopes in this instance's codec."""
+
+CACHED_KEYS: Final = 8192
+"""Keys whose facts are remembered."""
+
 
 class Instance:
     """One instance of a namespace in one process.
@@ -25,6 +33,7 @@ class Instance:
         settings: its settings.
         codec: values to payloads and back.
         shards: one per shard of the namespace.
+        facts: returns a key's facts, or raises InvalidKey (TypeError if the key is not even hashable).
         counters: see :class:`coherent_cache.core.stats.Counters`.
         instance_id: its name in messages and log lines.
         emit: takes events; must not block.
@@ -55,6 +64,8 @@ class Instance:
         self.instance_id = instance_id
         self.emit = emit
         self.counters = Counters()
+        self._share_all = not settings.copy_values
+        self.facts = lru_cache(maxsize=CACHED_KEYS)(self._facts)
         self.shards = tuple(
             Shard(
                 index,
@@ -77,22 +88,27 @@ class Instance:
             counts=TierCounts(),
         )
 
+    def _facts(self, key: str) -> KeyFacts:
+        encoded = check_key(key)
+        return encoded, envelope_prefix(key_digest(encoded), self.codec.code)
+
     # -- keys and values -------------------------------------------------------------------------------------------
 
     def shard_of(self, key: bytes) -> Shard:
         """Shard of a key given in UTF-8."""
         return self.shards[shard_of(key, len(self.shards))]
 
-    def open_envelope(self, key: str, digest: bytes, data: bytes) -> Envelope | None:
+    def open_envelope(self, key: str, prefix: bytes, data: bytes) -> Envelope | None:
         """Decode what Redis holds for a key; None for foreign or damaged bytes if ``on_foreign="miss"``.
 
         Raises:
             ForeignValue: foreign or damaged bytes, and ``on_foreign="raise"``.
         """
         try:
-            return decode_envelope(data, digest)
+            return decode_envelope(data, prefix)
         except WireError as error:
-            return self.foreign(key, str(error))
+            self.foreign(key, str(error))
+            return None
 
     def foreign(self, key: str, reason: str) -> None:
         """Report a foreign value; return None if ``on_foreign="miss"``.
@@ -106,27 +122,21 @@ class Instance:
             raise ForeignValue(key, reason)
 
     def make_entry(
-        self, key: str, value: Any, payload: bytes, seq: int, tags: tuple[str, ...], expires_at: float
+        self, facts: KeyFacts, value: Any, payload: bytes, seq: int, tags: tuple[str, ...], expires_at: float
     ) -> Entry:
         """Make a local entry: the value itself where it may be shared, else its payload (``copy_values``).
 
         Args:
-            key: user key.
+            facts: the key.
             value: the value, decoded from ``payload``, so that no caller holds the same object.
             payload: the value in this instance's own codec.
             seq: version.
             tags: tags.
             expires_at: local expiry in seconds of the local clock.
         """
-        shared = not self.settings.copy_values or is_immutable(value)
-        return Entry(
-            value if shared else payload,
-            seq=seq,
-            size=estimated_size(key, len(payload)),
-            expires_at=expires_at,
-            shared=shared,
-            tags=tags,
-        )
+        shared = self._share_all or type(value) in IMMUTABLE_SCALARS or is_immutable(value)
+        size = len(facts[0]) + len(payload) + ENTRY_OVERHEAD_BYTES
+        return Entry(value if shared else payload, seq, size, expires_at, shared, tags)
 
     # -- what users ask --------------------------------------------------------------------------------------------
 

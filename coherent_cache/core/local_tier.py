@@ -103,11 +103,10 @@ class Entry:
     def __init__(
         self,
         value: Any,
-        *,
         seq: int,
         size: int,
         expires_at: float = inf,
-        shared: bool = True,
+        shared: bool = True,  # noqa: FBT001, FBT002 - made a hundred at a time
         tags: tuple[str, ...] = (),
     ) -> None:
         self.value = value
@@ -357,8 +356,25 @@ class LocalTier:
         Returns:
             False if the entry alone exceeds ``max_bytes``: it is not stored, and the one it should replace is removed.
         """
-        limit = inf if self.max_bytes is None else self.max_bytes
         replaced = self.entries.get(key)
+        limited = replaced is not None or self.max_bytes is not None or len(self.entries) >= self.max_entries
+        if limited and not self._make_room(key, entry, replaced, now):
+            return False
+        self.counts.inserts += 1
+        self.births = entry.birth = self.births + 1
+        self.ticks = stamp = self.ticks + 1
+        entry = self._chooser.admit(entry, stamp, replaced)
+        self.bytes += entry.size
+        if entry.tags:
+            for tag in entry.tags:
+                self._tagged.setdefault(tag, set()).add(key)
+        self.entries[key] = entry
+        self._chooser.on_insert(key, entry)
+        return True
+
+    def _make_room(self, key: str, entry: Entry, replaced: Entry | None, now: float) -> bool:
+        """Remove what stands in the way of ``entry``; False if it can never fit."""
+        limit = inf if self.max_bytes is None else self.max_bytes
         if replaced is not None:
             if self.bytes - replaced.size + entry.size <= limit:  # replaced in place: readers see one or the other
                 self._forget(key, replaced, RemovalCause.REPLACED)
@@ -371,15 +387,6 @@ class LocalTier:
             victim = self._chooser.victim()
             expired = self.entries[victim].is_expired(now)
             self.remove(victim, RemovalCause.EXPIRED if expired else RemovalCause.SIZE)
-        self.counts.inserts += 1
-        self.births = entry.birth = self.births + 1
-        self.ticks = stamp = self.ticks + 1
-        entry = self._chooser.admit(entry, stamp, replaced)
-        self.bytes += entry.size
-        for tag in entry.tags:
-            self._tagged.setdefault(tag, set()).add(key)
-        self.entries[key] = entry
-        self._chooser.on_insert(key, entry)
         return True
 
     def remove(self, key: str, cause: RemovalCause) -> bool:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from math import inf
 from typing import Any, Final, NamedTuple, NoReturn
 
-from coherent_cache.core.instance import Instance
+from coherent_cache.core.instance import Instance, KeyFacts
 from coherent_cache.core.local_tier import Entry
 from coherent_cache.core.requests import (
     MAX_BYTES_PER_SCRIPT,
@@ -40,9 +40,9 @@ from coherent_cache.errors import (
     ValueTooLarge,
     VersionConflict,
 )
-from coherent_cache.keys import check_key, check_tags, key_facts, shard_of
+from coherent_cache.keys import check_key, check_tags, shard_of
 from coherent_cache.versions import Version
-from coherent_cache.wire import Kind, encode_envelope_tail
+from coherent_cache.wire import Kind, encode_content
 
 
 class Missing:
@@ -59,7 +59,7 @@ class Missing:
 
 
 MISSING: Final = Missing()
-"""Stands for "no value": ``set(..., if_version=MISSING)`` stores only if absent; ``update`` deletes if it is returned."""
+"""Stands for "no value": ``set(..., if_version=MISSING)`` stores if absent, ``update`` deletes if it is returned."""
 
 
 class Found(NamedTuple):
@@ -78,15 +78,35 @@ class Found(NamedTuple):
     sent_at: float
 
 
+RawFound = tuple[Any, int, float]
+"""Value, seq and expiry: what a bulk read needs of :class:`Found`, made in a tenth of the time."""
+
+
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def read(instance: Instance, keys: Iterable[str]) -> Operation[dict[str, Found]]:
+def read_one(instance: Instance, key: str) -> Operation[Found | None]:
+    """Read a key from Redis and fill the local tier; return None if it is not there.
+
+    Raises:
+        As :func:`read`.
+    """
+    replies: list[ReadReply] = []
+    raw = (yield from read(instance, (key,), replies)).get(key)
+    if raw is None:
+        return None
+    return Found(raw[0], Version(replies[-1].epoch, raw[1]), raw[2], replies[-1].sent_at)
+
+
+def read(
+    instance: Instance, keys: Iterable[str], into: list[ReadReply] | None = None
+) -> Operation[dict[str, RawFound]]:
     """Read keys from Redis and fill the local tier; return those that are there (P2, P7).
 
     Args:
         instance: the instance.
         keys: user keys; repeated ones are read once.
+        into: takes the replies, if anybody wants them.
 
     Raises:
         InvalidKey: before anything is sent.
@@ -94,58 +114,85 @@ def read(instance: Instance, keys: Iterable[str]) -> Operation[dict[str, Found]]
         ForeignValue: a key holds no envelope, and ``on_foreign="raise"``.
         SerializationError: a payload cannot be decoded.
     """
+    found: dict[str, RawFound] = {}
     groups = _by_shard(instance, keys)
-    chunks = [(shard, chunk) for shard, group in groups for chunk in _chunks(group, MAX_KEYS_PER_SCRIPT)]
-    requests = [ReadRequest(shard.index, tuple(facts[0] for _, facts in chunk)) for shard, chunk in chunks]
-    found: dict[str, Found] = {}
-    tokens: list[tuple[Shard, Token]] = []
-    try:
-        tokens += [(shard, shard.register([key for key, _ in chunk])) for shard, chunk in chunks]
-        replies = yield requests
-        for (shard, token), (_, chunk), reply in zip(tokens, chunks, replies, strict=True):
-            assert isinstance(reply, ReadReply)
-            items = _take(instance, chunk, reply, found)
-            shard.absorb(token, reply, items, now=reply.sent_at)
-    finally:
-        for shard, token in tokens:
-            shard.release(token)
+    judge_tags = False
+    while groups:
+        chunks = [(shard, chunk) for shard, group in groups for chunk in _chunks(group, MAX_KEYS_PER_SCRIPT)]
+        requests = [
+            ReadRequest(shard.index, tuple([facts[0] for _, facts in chunk]), judge_tags) for shard, chunk in chunks
+        ]
+        doubtful: list[tuple[Shard, list[Key]]] = []
+        tokens: list[tuple[Shard, Token]] = []
+        try:
+            for shard, chunk in chunks:
+                tokens.append((shard, shard.register([key for key, _ in chunk])))
+            replies = yield requests
+            for (shard, token), (_, chunk), reply in zip(tokens, chunks, replies, strict=True):
+                assert isinstance(reply, ReadReply)
+                if into is not None:
+                    into.append(reply)
+                tagged: list[Key] = []
+                shard.absorb(token, reply, _take(instance, chunk, reply, found, tagged), now=reply.sent_at)
+                if tagged:
+                    doubtful.append((shard, tagged))
+        finally:
+            for shard, token in tokens:
+                shard.release(token)
+        # A second, dearer question for tagged values that are older than some tag's invalidation.
+        groups, judge_tags = doubtful, True
     instance.counters.redis_hits += len(found)
     return found
 
 
 def _take(
-    instance: Instance, chunk: Sequence[Key], reply: ReadReply, found: dict[str, Found]
+    instance: Instance, chunk: Sequence[Key], reply: ReadReply, found: dict[str, RawFound], tagged: list[Key]
 ) -> list[tuple[str, int, Entry | None]]:
-    """Judge and decode what a reply holds; add live values to ``found``, return what the shard is to take in."""
+    """Judge and decode what a reply holds; return what the shard is to take in.
+
+    Args:
+        instance: the instance.
+        chunk: the keys that were asked for.
+        reply: the reply.
+        found: live values are added to it.
+        tagged: keys whose tags must be judged before anything can be said are added to it.
+    """
     items: list[tuple[str, int, Entry | None]] = []
     epoch, floor, sent_at, now_ms, tag_floors = reply.epoch, reply.floor, reply.sent_at, reply.now_ms, reply.tag_floors
     keep, codec, local_ttl = instance.settings.local_enabled, instance.codec, instance.settings.local_ttl
+    make_entry, loads, code_here = instance.make_entry, instance.codec.loads, instance.codec.code
+    absent = (reply.seq + 1, None)
     for at, ((key, facts), data) in enumerate(zip(chunk, reply.envelopes, strict=True)):
         envelope = None if data is None else instance.open_envelope(key, facts[1], data)
         # An envelope lives iff it is of the same epoch, floors < version <= clock, and its time is not over (P2, P10).
         if (
             envelope is None
-            or envelope.epoch != epoch
-            or not floor < envelope.seq <= reply.seq
-            or (tag_floors and envelope.seq <= tag_floors[at])
-            or 0 < envelope.expires_ms <= now_ms
+            or envelope[0] != epoch
+            or not floor < envelope[1] <= reply.seq
+            or (tag_floors and envelope[1] <= tag_floors[at])
+            or 0 < envelope[2] <= now_ms
         ):
-            items.append((key, reply.seq + 1, None))
+            items.append((key, *absent))
             continue
         _, seq, expires_ms, code, tags, payload = envelope
+        if tags and seq < reply.tag_seq:
+            tagged.append((key, facts))
+            continue
         try:
-            value = codec.loads(payload) if code == codec.code else codec.decode(payload, code)
-            if keep and code != codec.code:
-                payload = codec.encode(value)
+            if code == code_here:
+                value = loads(payload)
+            else:
+                value = codec.decode(payload, code)
+                payload = codec.encode(value) if keep else payload
         except SerializationError as error:
             raise SerializationError(error.reason, key=key) from error
         # What Redis has left, counted from before the request was sent.
         expires_at = sent_at + (expires_ms - now_ms) / 1000 if expires_ms else inf
-        found[key] = Found(value, Version(epoch, seq), expires_at, sent_at)
+        found[key] = (value, seq, expires_at)
         if keep:
-            if local_ttl is not None:
-                expires_at = min(expires_at, sent_at + local_ttl)
-            items.append((key, seq, instance.make_entry(key, value, payload, seq, tags, expires_at)))
+            if local_ttl is not None and sent_at + local_ttl < expires_at:
+                expires_at = sent_at + local_ttl
+            items.append((key, seq, make_entry(facts, value, payload, seq, tags, expires_at)))
         else:
             items.append((key, seq, None))
     return items
@@ -181,14 +228,16 @@ def store(
     groups = _by_shard(instance, items)
     payloads = {key: _encode(instance, key, value) for key, value in items.items()}
     ttl_ms = 0 if ttl is None else max(1, round(ttl * 1000))
-    settings, code = instance.settings, instance.codec.code
+    settings = instance.settings
     versions: dict[str, Version] = {}
     # One chunk at a time: if Redis refuses one, those before it are known to be written.
     for shard, group in groups:
         for chunk in _chunks(group, MAX_KEYS_PER_SCRIPT, lambda key: len(payloads[key[0]])):
             keys = tuple(key for key, _ in chunk)
-            tails = tuple(encode_envelope_tail(facts[1], code, tags, payloads[key]) for key, facts in chunk)
-            request = StoreRequest(shard.index, keys, tails, ttl_ms, condition)
+            parts: list[bytes] = []
+            for key, facts in chunk:
+                parts += (facts[1], encode_content(tags, payloads[key]))
+            request = StoreRequest(shard.index, keys, tuple(parts), ttl_ms, condition)
             with _token(shard, keys) as token:
                 reply = yield from _write(shard, request, keys, versions)
                 if not reply.applied:
@@ -198,14 +247,14 @@ def store(
                 if lifetimes:
                     expires_at = reply.sent_at + min(lifetimes)
                 learnt: list[tuple[str, int, Entry | None]] = []
-                for key in keys:
+                for key, facts in chunk:
                     versions[key] = version
                     entry = None
                     if settings.local_enabled:
                         payload = payloads[key]
                         # Never the caller's own object, which the caller may still change.
                         value = items[key] if settings.copy_values else instance.codec.loads(payload)
-                        entry = instance.make_entry(key, value, payload, reply.seq, tags, expires_at)
+                        entry = instance.make_entry(facts, value, payload, reply.seq, tags, expires_at)
                     learnt.append((key, reply.seq, entry))
                 shard.absorb(token, reply, learnt, now=reply.sent_at)
     return versions
@@ -302,7 +351,7 @@ def update(
     """
     tags = check_tags(tags)
     for attempt in range(attempts):
-        found = (yield from read(instance, (key,))).get(key)
+        found = yield from read_one(instance, key)
         value = fn(default if found is None else found.value)
         condition = Condition() if found is None else Condition(found.version.epoch, found.version.seq)
         try:
@@ -320,8 +369,8 @@ def update(
 
 # -- inside ------------------------------------------------------------------------------------------------------------
 
-Key = tuple[str, tuple[bytes, bytes]]
-"""A user key with what :func:`coherent_cache.keys.key_facts` says about it."""
+Key = tuple[str, KeyFacts]
+"""A user key with its facts."""
 
 
 def _write(
@@ -378,7 +427,7 @@ def _by_shard(instance: Instance, keys: Iterable[str]) -> list[tuple[Shard, list
         InvalidKey: one of them is no key.
     """
     try:
-        pairs = [(key, key_facts(key)) for key in dict.fromkeys(keys)]
+        pairs = [(key, instance.facts(key)) for key in dict.fromkeys(keys)]
     except TypeError:
         raise InvalidKey("a key must be a str; one of these is not even hashable") from None
     shards = instance.shards

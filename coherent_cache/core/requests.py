@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from coherent_cache.wire import Kind
 
@@ -19,30 +19,33 @@ MAX_BYTES_PER_SCRIPT: Final = 4 * 1024 * 1024
 """Payload bytes of one script from which a bulk write goes on in another one."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReadRequest:
+class ReadRequest(NamedTuple):
     """Read values with all that is needed to judge them, atomically (P2).
 
     Attributes:
         shard: the shard that all keys belong to.
         keys: user keys in UTF-8, at most ``MAX_KEYS_PER_SCRIPT``.
+        judge_tags: look up the floors of the tags that the envelopes name: costs the server more, so it is done only
+            for envelopes with tags that are older than the last tag invalidation of the shard.
     """
 
     shard: int
     keys: tuple[bytes, ...]
+    judge_tags: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ReadReply:
+class ReadReply(NamedTuple):
     """Answer to a :class:`ReadRequest`.
 
     Attributes:
         epoch: the shard's epoch; empty if the shard has no clock (all values are dead then).
         seq: the clock when the read was executed: the version of every absence (review A19).
         floor: envelopes up to this seq are dead (P10).
+        tag_seq: version of the last tag invalidation; 0 if there was none, or ``judge_tags`` was asked for.
         now_ms: server clock when the read was executed, in milliseconds.
         envelopes: per key, in order: the stored bytes; None if there are none; empty for what is no string.
-        tag_floors: per key, in order, the highest floor of the tags that its envelope names; empty if all are 0.
+        tag_floors: per key, in order, the highest floor of the tags that its envelope names; empty if all are 0, or
+            ``judge_tags`` was not asked for.
         server: run id of the server that answered (P16).
         sent_at: local clock before the request was sent, in seconds.
     """
@@ -50,6 +53,7 @@ class ReadReply:
     epoch: bytes
     seq: int
     floor: int
+    tag_seq: int
     now_ms: int
     envelopes: Sequence[bytes | None]
     tag_floors: Sequence[int]
@@ -70,21 +74,21 @@ class Condition:
     seq: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class StoreRequest:
+class StoreRequest(NamedTuple):
     """Store values under one new version, log and publish it (P1).
 
     Attributes:
         shard: the shard that all keys belong to.
         keys: user keys.
-        tails: envelope of each key from the digest on, see :func:`coherent_cache.wire.encode_envelope_tail`.
+        parts: for each key two parts of its envelope: what precedes the epoch and what follows the expiry, see
+            :func:`coherent_cache.wire.envelope_prefix` and :func:`coherent_cache.wire.encode_content`.
         ttl_ms: milliseconds until Redis forgets them; 0 for never.
         condition: for exactly one key, what its present value must be.
     """
 
     shard: int
     keys: tuple[str, ...]
-    tails: tuple[bytes, ...]
+    parts: tuple[bytes, ...]
     ttl_ms: int
     condition: Condition | None = None
 
@@ -116,8 +120,7 @@ class FloorRequest:
     tags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class WriteReply:
+class WriteReply(NamedTuple):
     """Answer to a write.
 
     Attributes:

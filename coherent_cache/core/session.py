@@ -67,6 +67,8 @@ class Session:
     Attributes:
         outgoing: commands to send, oldest first; the driver removes them.
         failure: why the connection must be given up; None as long as it is sound.
+        foreign: messages so far that other instances sent. Echoes of own writes are applied like all others (P7), but
+            they are in no hurry: what they say is known already.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Session:
         shards: Sequence[Shard],
         *,
         server: str,
+        origin: str,
         heartbeat: float,
         patience: float,
         replay_limit: int,
@@ -84,6 +87,7 @@ class Session:
         Args:
             shards: the shards that this connection serves.
             server: run id of the server at the other end.
+            origin: this instance's id, as its own messages carry it.
             heartbeat: seconds between heartbeats.
             patience: seconds after which an unanswered question ends the connection.
             replay_limit: missed messages up to which a resync replays.
@@ -92,7 +96,9 @@ class Session:
         self.failure: str | None = None
         self.outgoing: deque[Command] = deque([Subscribe(tuple(shard.index for shard in shards))])
         self._shards = {shard.index: shard for shard in shards}
+        self.foreign = 0
         self._server = server
+        self._origin = origin
         self._heartbeat = heartbeat
         self._patience = patience
         self._replay_limit = replay_limit
@@ -116,7 +122,9 @@ class Session:
         """A message came on the channel of a shard. Whatever cannot be understood flushes the shard (P8)."""
         held = self._shards[shard]
         try:
-            sound = held.apply(decode_message(data), now=now)
+            message = decode_message(data)
+            self.foreign += message.origin != self._origin
+            sound = held.apply(message, now=now)
         except WireError as error:
             what = "newer release: " if isinstance(error, UnknownFormat) else ""
             held.distrust(f"{what}{error}")
@@ -161,6 +169,7 @@ class Session:
                     self._ask(index, now, resync=True)
                 elif now >= self._next_beat[index]:
                     self._ask(index, now, resync=False)
+                    shard.sweep(now)
             elif now >= question.sent_at + self._patience:
                 self.failure = "a heartbeat was not answered in time"
             elif now >= question.sent_at + SUSPECT_AT * self._patience and not question.suspected:

@@ -43,6 +43,9 @@ from coherent_cache.wire import Kind, Message, SyncReply, WireError, decode_mess
 PAST_EPOCHS: Final = 8
 """Epochs remembered as lost: a late reply that carries one tells nothing new."""
 
+SWEEP_ENTRIES: Final = 2_000
+"""Entries looked at per heartbeat for those that have expired."""
+
 MAX_TAG_FLOORS: Final = 10_000
 """Tag floors kept for fills under way; beyond that all of them are refused instead (review A20)."""
 
@@ -168,13 +171,19 @@ class Shard:
                     return
                 tier, tokens = self.tier, self._tokens
                 forbidden = self._forbidden(token, reply.server, now)
-                alone = tokens.is_alone(token)
+                entries, alone = tier.entries, tokens.is_alone(token)
+                # Whether the version alone can forbid an insertion: the common case of a bulk read.
+                simple = forbidden is None and not token.marks and not self._tag_floors
                 for key, seq, entry in items:
-                    if key in tier.entries:
+                    held = key in entries
+                    if held:
                         tier.evict_older(key, seq)
                     if not alone:
                         tokens.mark(key, seq, but=token)
                     if entry is None:
+                        continue
+                    if simple and not held and seq > self._floor:
+                        tier.insert(key, entry, now)
                         continue
                     refusal = forbidden or self._refusal(token, key, entry)
                     if refusal is None:
@@ -332,8 +341,13 @@ class Shard:
             self._emit(MessageDamaged(self.index, reason, dropped))
             self._change(Trigger.DOUBTED, "damaged message")
 
-    def tick(self, now: float, *, sweep: int = 256) -> None:
-        """Let time pass: notice a lapsed horizon, remove some expired entries."""
+    def sweep(self, now: float) -> None:
+        """Remove some of the entries that have expired; called with each heartbeat."""
+        with self._lock:
+            self.tier.expire_some(now, SWEEP_ENTRIES)
+
+    def tick(self, now: float) -> None:
+        """Let time pass: notice a lapsed horizon."""
         with self._lock:
             if self._started_at is None:
                 self._started_at = now
@@ -342,7 +356,6 @@ class Shard:
                 limit = self._started_at + self._max_staleness
             if now > limit and self.state is not State.DISCONNECTED:
                 self._change(Trigger.LAPSED, "no proof of freshness within max_staleness")
-            self.tier.expire_some(now, sweep)
 
     # -- what anybody may ask --------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ by hiredis. Connections that are no sockets (fakeredis) are read through redis-p
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import ssl
@@ -15,6 +16,7 @@ import hiredis
 import redis
 from redis.connection import AbstractConnection
 
+from coherent_cache.remote.connection import ReplyError
 from coherent_cache.remote.topology import server_of
 
 READ_BYTES: Final = 256 * 1024
@@ -30,7 +32,7 @@ class Item(NamedTuple):
     Attributes:
         kind: ``message``, ``subscribe``, ``unsubscribe``, ``reply``, or ``error``.
         channel: the channel, for the first three.
-        data: the message, the reply, or the error's text.
+        data: the message, the reply, or the ReplyError.
     """
 
     kind: str
@@ -47,8 +49,8 @@ class Link(Protocol):
 
     server: str
 
-    def send(self, *command: Any) -> None:
-        """Send a command.
+    def send(self, packed: bytes) -> None:
+        """Send a packed command.
 
         Raises:
             LinkLost: the connection ended.
@@ -83,20 +85,23 @@ class SocketLink:
         self._connection = connection
         self._sock = sock
         self._send_timeout = sock.gettimeout()
-        self._reader = hiredis.Reader(notEnoughData=Ellipsis)
+        sock.setblocking(False)
+        self._reader = hiredis.Reader(notEnoughData=Ellipsis, replyError=ReplyError)
         self._pending = sock.pending if isinstance(sock, ssl.SSLSocket) else lambda: 0
         self._wake_in, self._wake_out = socket.socketpair()
         for end in (self._wake_in, self._wake_out):
             end.setblocking(False)
+        self._descriptor = sock.fileno()
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._poll.register(self._wake_out, select.POLLIN)
 
-    def send(self, *command: Any) -> None:
-        """Send a command."""
+    def send(self, packed: bytes) -> None:
+        """Send a packed command."""
         try:
             self._sock.settimeout(self._send_timeout)
-            self._sock.sendall(b"".join(self._connection.pack_command(*command)))
+            self._sock.sendall(packed)
+            self._sock.setblocking(False)
         except OSError as error:
             raise LinkLost(f"sending failed: {error}") from error
 
@@ -106,12 +111,11 @@ class SocketLink:
             ready = self._poll.poll(max(0.0, timeout) * 1000)
             if not ready:
                 return []
-            if any(descriptor == self._wake_out.fileno() for descriptor, _ in ready):
+            if len(ready) > 1 or ready[0][0] != self._descriptor:
                 self._drain()
                 if len(ready) == 1:
                     return []
         try:
-            self._sock.settimeout(0)
             data = self._sock.recv(READ_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError):
             return []
@@ -122,7 +126,7 @@ class SocketLink:
         items = []
         try:
             self._reader.feed(data)
-            while (raw := self._reader.gets(False)) is not Ellipsis:  # noqa: FBT003
+            while (raw := self._reader.gets(False)) is not Ellipsis:
                 items.append(_item(raw))
         except hiredis.HiredisError as error:
             raise LinkLost(f"not the Redis protocol: {error}") from error
@@ -130,17 +134,13 @@ class SocketLink:
 
     def wake(self) -> None:
         """Let :meth:`receive` return."""
-        try:
+        with contextlib.suppress(OSError):  # full: it will return anyway; closed: it has ended
             self._wake_in.send(b"w")
-        except OSError:
-            pass  # full: it will return anyway; closed: it has ended
 
     def _drain(self) -> None:
-        try:
+        with contextlib.suppress(OSError):
             while self._wake_out.recv(64):
                 pass
-        except OSError:
-            pass
 
     def close(self) -> None:
         """Close the socket. In a forked child only the child's copy is closed, without a shutdown (P13)."""
@@ -157,10 +157,10 @@ class ConnectionLink:
         self.server = server_of(connection)
         self._connection = connection
 
-    def send(self, *command: Any) -> None:
-        """Send a command."""
+    def send(self, packed: bytes) -> None:
+        """Send a packed command."""
         try:
-            self._connection.send_command(*command)
+            self._connection.send_packed_command([packed])
         except (redis.RedisError, OSError) as error:
             raise LinkLost(f"sending failed: {error}") from error
 
@@ -184,7 +184,7 @@ class ConnectionLink:
         except redis.ConnectionError:
             raise
         except redis.ResponseError as error:
-            return error
+            return ReplyError(str(error))
 
     def wake(self) -> None:
         """Nothing to do: :meth:`receive` returns soon anyway."""
@@ -194,15 +194,21 @@ class ConnectionLink:
         self._connection.disconnect()
 
 
+_KINDS: Final = {
+    b"message": "message",
+    b"smessage": "message",
+    b"subscribe": "subscribe",
+    b"ssubscribe": "subscribe",
+    b"unsubscribe": "unsubscribe",
+    b"sunsubscribe": "unsubscribe",
+}
+
+
 def _item(raw: Any) -> Item:
-    if isinstance(raw, list) and len(raw) == 3 and isinstance(raw[0], bytes):
-        kind = raw[0]
-        if kind in (b"message", b"smessage"):
-            return Item("message", raw[1], raw[2])
-        if kind in (b"subscribe", b"ssubscribe"):
-            return Item("subscribe", raw[1], raw[2])
-        if kind in (b"unsubscribe", b"sunsubscribe"):
-            return Item("unsubscribe", raw[1], raw[2])
-    if isinstance(raw, Exception):
-        return Item("error", b"", str(raw))
+    if isinstance(raw, list) and len(raw) == 3:
+        kind = _KINDS.get(raw[0])
+        if kind is not None:
+            return Item(kind, raw[1], raw[2])
+    if isinstance(raw, ReplyError):
+        return Item("error", b"", raw)
     return Item("reply", b"", raw)

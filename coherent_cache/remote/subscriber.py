@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Final
+from typing import Final, Protocol
 
 import redis
 
@@ -27,8 +28,9 @@ from coherent_cache.core.shard import Shard
 from coherent_cache.core.stats import Counters
 from coherent_cache.errors import CoherentCacheError, NamespaceMismatch
 from coherent_cache.events import Event, InternalError, SubscriberConnected, SubscriberLost
+from coherent_cache.remote.connection import ReplyError, pack
 from coherent_cache.remote.link import Item, Link, LinkLost, open_link
-from coherent_cache.remote.scripts import SYNC, Scripts
+from coherent_cache.remote.scripts import Scripts
 from coherent_cache.remote.sync_io import SyncIO
 from coherent_cache.remote.topology import Endpoint
 
@@ -41,7 +43,28 @@ LONGEST_PAUSE: Final = 2.0
 LONGEST_WAIT: Final = 1.0
 """Most seconds that the thread sleeps if nothing is due."""
 
+ECHO_PAUSE: Final = 0.001
+"""Seconds to sleep after a batch that held only echoes of this instance's own writes.
+
+Without it, each write of a busy writer would wake this thread, and the two would hand the interpreter lock to and fro:
+measured 2.4 x the time of a bare SET per write, instead of 1.2 x.
+"""
+
 _NOT_WHILE_SUBSCRIBED: Final = "allowed in this context"
+
+
+class EventSink(Protocol):
+    """Where events go."""
+
+    def emit(self, event: Event, /) -> None:
+        """Take an event, without blocking."""
+
+    def drain(self) -> None:
+        """Deliver what was taken."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is anything to deliver."""
 
 
 class Subscriber:
@@ -59,8 +82,7 @@ class Subscriber:
         clock: Callable[[], float],
         rng: Random,
         counters: Counters,
-        emit: Callable[[Event], None],
-        drain: Callable[[], None],
+        events: EventSink,
     ) -> None:
         """Combine the parts; :meth:`start` starts the thread.
 
@@ -74,8 +96,7 @@ class Subscriber:
             clock: local clock in seconds.
             rng: for the jitter of pauses.
             counters: the instance's counters.
-            emit: takes events.
-            drain: delivers the events taken so far; called without any lock held.
+            events: takes events, and delivers them when no lock is held.
         """
         self._shards = shards
         self._settings = settings
@@ -86,8 +107,8 @@ class Subscriber:
         self._clock = clock
         self._rng = rng
         self._counters = counters
-        self._emit = emit
-        self._drain = drain
+        self._events = events
+        self._emit = events.emit
         self._inline = endpoint.kwargs["protocol"] == 3
         self._protocol: int | None = None
         self._stopping = threading.Event()
@@ -173,6 +194,7 @@ class Subscriber:
         session = Session(
             self._shards,
             server=link.server,
+            origin=self._scripts.origin,
             heartbeat=self._settings.heartbeat,
             patience=max(2 * self._settings.heartbeat, self._settings.max_staleness / 2),
             replay_limit=self._settings.replay_limit,
@@ -181,21 +203,30 @@ class Subscriber:
         wire = _Wire(link, session, self._scripts, self._io, channels, {} if self._inline else marks)
         self._link = link
         try:
+            next_tick = 0.0
             while not self._stopping.is_set():
+                items = link.receive(min(next_tick - self._clock(), LONGEST_WAIT))
+                now = self._clock()
+                foreign = session.foreign
+                for item in items:
+                    wire.dispatch(item, now)
+                if items and items[-1].kind == "message" and session.foreign == foreign:
+                    time.sleep(ECHO_PAUSE)
+                if items and now < next_tick and not session.outgoing:
+                    # A message in time, the common case: nothing is due.
+                    continue
+                session.tick(self._clock())
                 wire.send_outgoing()
                 if session.failure is not None:
                     raise LinkLost(session.failure)
-                wait = min(session.next_tick() - self._clock(), LONGEST_WAIT)
-                items = link.receive(wait)
-                now = self._clock()
-                for item in items:
-                    wire.dispatch(item, now)
-                session.tick(self._clock())
+                next_tick = session.next_tick()
                 if session.established and not self._established:
                     self._established = True
                     self.fatal = None
                     self._emit(SubscriberConnected(link.server, "resp3" if self._inline else "marks"))
-                self._settle()
+                # Every change that anybody waits for makes an event.
+                if self._events.waiting:
+                    self._settle()
         except _NeedsMarks:
             self._inline = False
             raise LinkLost("the server allows no commands on a subscriber connection: using marks") from None
@@ -207,7 +238,7 @@ class Subscriber:
     def _settle(self) -> None:
         with self._settled:
             self._settled.notify_all()
-        self._drain()
+        self._events.drain()
 
 
 class _NeedsMarks(Exception):
@@ -242,7 +273,7 @@ class _Wire:
             command: Command = self._session.outgoing.popleft()
             if isinstance(command, Subscribe):
                 # The marks first: a shard counts as confirmed with its own channel.
-                self._link.send(b"SUBSCRIBE", *self._marks, *self._channels)
+                self._link.send(pack((b"SUBSCRIBE", *self._marks, *self._channels)))
             elif self._marks:
                 self._ask_for_mark(command)
             else:
@@ -271,23 +302,22 @@ class _Wire:
             case _:
                 self._refused(*self._asked.popleft(), item.data)
 
-    def _refused(self, command: Sync, text_sent: bool, error: str) -> None:  # noqa: FBT001
-        if error.startswith("NOSCRIPT") and not text_sent:
+    def _refused(self, command: Sync, text_sent: bool, error: ReplyError) -> None:  # noqa: FBT001
+        if error.code == "NOSCRIPT" and not text_sent:
             self._ask_inline(command, text=True)
-        elif _NOT_WHILE_SUBSCRIBED in error:
+        elif _NOT_WHILE_SUBSCRIBED in str(error):
             raise _NeedsMarks
         else:
             raise self._scripts.error(error) or LinkLost(f"Redis refused the heartbeat: {error}")
 
     def _ask_inline(self, command: Sync, *, text: bool) -> None:
         call = self._scripts.sync(command)
-        name, script = (b"EVAL", SYNC.text) if text else (b"EVALSHA", SYNC.sha)
         self._asked.append((command, text))
-        self._link.send(name, script, *call.arguments)
+        self._link.send(call.packed_with_text() if text else call.packed)
 
     def _ask_for_mark(self, command: Sync) -> None:
         answer, server = self._io.ask(self._scripts.sync(command, self._mark_of[command.shard]))
-        if isinstance(answer, redis.RedisError):
-            raise self._scripts.error(str(answer)) or LinkLost(f"Redis refused the heartbeat: {answer}")
+        if isinstance(answer, ReplyError):
+            raise self._scripts.error(answer) or LinkLost(f"Redis refused the heartbeat: {answer}")
         if server != self._link.server:
             raise LinkLost("commands and messages come from different servers")

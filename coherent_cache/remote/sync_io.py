@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any
 
 import redis
-from redis.connection import AbstractConnection
 
 from coherent_cache.core.requests import ReadRequest, Reply, Request
-from coherent_cache.errors import CacheUnavailable, CoherentCacheError
-from coherent_cache.remote.scripts import Call, Scripts
-from coherent_cache.remote.topology import Endpoint, server_of
-
-_REFUSED_BEFORE_ANY_WRITE: Final = (
-    redis.exceptions.OutOfMemoryError,
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.NoScriptError,
-    redis.exceptions.BusyLoadingError,
-    redis.exceptions.AuthenticationError,
-    redis.exceptions.NoPermissionError,
-)
-_REFUSAL_CODES: Final = ("MISCONF", "NOREPLICAS", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "NOPERM", "WRONGTYPE")
+from coherent_cache.errors import CacheUnavailable
+from coherent_cache.remote.connection import CommandConnection, ConnectionLost, ReplyError, connect
+from coherent_cache.remote.scripts import Call, ScriptCall, Scripts
+from coherent_cache.remote.topology import Endpoint
 
 
 class ConnectionPool:
-    """Idle connections, used latest first. A caller that finds none and may not make one waits."""
+    """Idle connections. A caller that finds none and may not make one waits."""
 
     def __init__(self, endpoint: Endpoint, *, name: str, size: int, timeout: float) -> None:
         """Make an empty pool.
@@ -42,67 +31,69 @@ class ConnectionPool:
         self._name = name
         self._size = size
         self._timeout = timeout
-        self._idle: list[AbstractConnection] = []
-        self._permits = threading.BoundedSemaphore(size)
+        # None stands for a connection that may be made.
+        self._idle: SimpleQueue[CommandConnection | None] = SimpleQueue()
+        self._unmade = list(range(size))
         self._closed = False
 
-    @contextmanager
-    def connection(self) -> Iterator[AbstractConnection]:
-        """Lend a connection that is ready for a command.
-
-        It is closed, not returned, if an exception leaves the block: a reply may still be on its way (review A25).
+    def acquire(self) -> CommandConnection:
+        """Take a connection that is ready for a command; it must be given back by :meth:`release`.
 
         Raises:
             CacheUnavailable: none is free, or none can be made. Nothing was sent.
         """
-        if not self._permits.acquire(timeout=self._timeout):
-            raise CacheUnavailable(
-                f"none of {self._size} connections became free within {self._timeout} s; raise 'max_connections'"
-            )
-        try:
-            connection = self._ready()
-            try:
-                yield connection
-            except BaseException:
-                connection.disconnect()
-                raise
-            if self._closed:
-                connection.disconnect()
-            else:
-                self._idle.append(connection)
-        finally:
-            self._permits.release()
-
-    def _ready(self) -> AbstractConnection:
         if self._closed:
             raise CacheUnavailable("the cache is closed")
         try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self._endpoint.make(name=self._name)
+            connection = self._idle.get_nowait()
+        except Empty:
+            connection = self._wait()
+        if connection is not None:
+            if connection.is_quiet():
+                return connection
+            # Closed by the server, or with an answer nobody waits for: never use it again.
+            connection.close()
         try:
-            if connection.is_connected:
-                try:
-                    if not connection.can_read(0):
-                        return connection
-                except redis.RedisError:
-                    pass
-                # Closed by the server, or with an answer nobody waits for: never use it again.
-                connection.disconnect()
-            connection.connect()
-        except (redis.RedisError, OSError) as error:
-            connection.disconnect()
-            raise CacheUnavailable(f"cannot connect to Redis at {self._endpoint.description}: {error}") from error
-        except BaseException:
-            connection.disconnect()
+            return connect(self._endpoint, name=self._name)
+        except BaseException as error:
+            self._idle.put(None)
+            if isinstance(error, redis.RedisError | OSError):
+                message = f"cannot connect to Redis at {self._endpoint.description}: {error}"
+                raise CacheUnavailable(message) from error
             raise
-        return connection
+
+    def _wait(self) -> CommandConnection | None:
+        try:
+            self._unmade.pop()
+        except IndexError:
+            pass
+        else:
+            return None
+        try:
+            return self._idle.get(timeout=self._timeout)
+        except Empty:
+            raise CacheUnavailable(
+                f"none of {self._size} connections became free within {self._timeout} s; raise 'max_connections'"
+            ) from None
+
+    def release(self, connection: CommandConnection, *, sound: bool) -> None:
+        """Give a connection back; one that is not sound is closed: a reply may still be on its way (review A25)."""
+        if sound and not self._closed:
+            self._idle.put(connection)
+        else:
+            connection.close()
+            self._idle.put(None)
 
     def close(self) -> None:
         """Close idle connections now, lent ones when they come back."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().disconnect()
+        while True:
+            try:
+                connection = self._idle.get_nowait()
+            except Empty:
+                return
+            if connection is not None:
+                connection.close()
 
 
 class SyncIO:
@@ -130,73 +121,59 @@ class SyncIO:
             NamespaceMismatch: the namespace was created with other settings. Nothing was done.
         """
         calls = [self._scripts.call(request) for request in requests]
-        writes = not all(isinstance(request, ReadRequest) for request in requests)
-        with self._pool.connection() as connection:
-            sent_at = self._clock()
-            answers = self._exchange(connection, calls, writes=writes)
-            server = server_of(connection)
+        writes = not isinstance(requests[0], ReadRequest)  # reads and writes are never sent together
+        answers, server, sent_at = self._exchange(calls, writes=writes)
         replies = []
         for call, answer in zip(calls, answers, strict=True):
-            if isinstance(answer, redis.RedisError):
-                raise self.refusal(answer, write=writes) from answer
             try:
                 replies.append(call.parse(answer, server, sent_at))
+            except ReplyError as error:
+                raise self._refusal(error, write=writes) from error
             except (TypeError, ValueError, IndexError) as error:
-                message = "Redis answered something that is no answer of our scripts"
+                message = "Redis answered something that is no answer to our commands"
                 raise CacheUnavailable(message, maybe_applied=writes) from error
         return replies
 
-    def ask(self, call: Call) -> tuple[Any, str]:
-        """Run one call; return the raw answer (maybe a redis error) and the run id of the server that gave it.
+    def ask(self, call: ScriptCall) -> tuple[Any, str]:
+        """Run one script; return the raw answer (or ReplyError) and the run id of the server that gave it.
 
         Raises:
             CacheUnavailable: Redis is away.
         """
-        with self._pool.connection() as connection:
-            return self._exchange(connection, [call], writes=False)[0], server_of(connection)
+        answers, server, _ = self._exchange([call], writes=False)
+        return answers[0][-1], server
 
-    def refusal(self, error: redis.RedisError, *, write: bool) -> CoherentCacheError | Exception:
+    def _refusal(self, error: ReplyError, *, write: bool) -> Exception:
         """Return our error for an error answer."""
-        text = str(error)
-        own = self._scripts.error(text)
-        if own is not None:
-            return own
-        definite = isinstance(error, _REFUSED_BEFORE_ANY_WRITE) or text.startswith(_REFUSAL_CODES)
-        # An error raised by a command inside a script may come after the first write.
-        inside = "script:" in text and not isinstance(error, redis.exceptions.OutOfMemoryError)
-        return CacheUnavailable(
-            f"Redis at {self._endpoint.description} refused: {text}", maybe_applied=write and (inside or not definite)
+        return self._scripts.error(error) or CacheUnavailable(
+            f"Redis at {self._endpoint.description} refused: {error}",
+            maybe_applied=write and not self._scripts.refused_before_any_write(error),
         )
 
-    def _exchange(self, connection: AbstractConnection, calls: Sequence[Call], *, writes: bool) -> list[Any]:
-        """Send calls, read all answers; error answers are returned, not raised."""
+    def _exchange(self, calls: Sequence[Call], *, writes: bool) -> tuple[list[list[Any]], str, float]:
+        """Send calls; return the replies of each, the server's run id and the local clock before sending.
+
+        A script that the server does not know is sent as text.
+        """
+        connection = self._pool.acquire()
+        sound = False
         try:
-            self._send(connection, [(b"EVALSHA", call.script.sha, *call.arguments) for call in calls])
-            answers = [_receive(connection) for _ in calls]
-            unknown = [at for at, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
-            if unknown:
-                self._send(connection, [(b"EVAL", calls[at].script.text, *calls[at].arguments) for at in unknown])
-                for at in unknown:
-                    answers[at] = _receive(connection)
-        except (redis.RedisError, OSError) as error:
+            sent_at = self._clock()
+            if len(calls) == 1:
+                answers = [connection.exchange(calls[0].packed, calls[0].replies)]
+            else:
+                packed = b"".join([call.packed for call in calls])
+                replies = iter(connection.exchange(packed, sum(call.replies for call in calls)))
+                answers = [[next(replies) for _ in range(call.replies)] for call in calls]
+            for at, call in enumerate(calls):
+                first = answers[at][0]
+                if isinstance(first, ReplyError) and first.code == "NOSCRIPT" and isinstance(call, ScriptCall):
+                    answers[at] = connection.exchange(call.packed_with_text(), 1)
+            sound = True
+        except ConnectionLost as error:
             raise CacheUnavailable(
                 f"the connection to Redis at {self._endpoint.description} failed: {error}", maybe_applied=writes
             ) from error
-        return answers
-
-    @staticmethod
-    def _send(connection: AbstractConnection, commands: Sequence[tuple[Any, ...]]) -> None:
-        if len(commands) == 1:
-            packed = connection.pack_command(*commands[0])
-        else:
-            packed = [b"".join(b"".join(connection.pack_command(*command)) for command in commands)]
-        connection.send_packed_command(packed, check_health=False)
-
-
-def _receive(connection: AbstractConnection) -> Any:
-    try:
-        return connection.read_response(disable_decoding=True)
-    except redis.ConnectionError:
-        raise
-    except redis.ResponseError as error:
-        return error
+        finally:
+            self._pool.release(connection, sound=sound)
+        return answers, connection.server, sent_at

@@ -7,7 +7,6 @@ reconnects, explicit time-outs, and each one knows which server process it leads
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,8 +17,15 @@ from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, Connection, parse_url
 from redis.retry import Retry
 
+try:
+    from redis.maint_notifications import MaintNotificationsConfig
+except ImportError:  # redis-py < 6.4
+    MaintNotificationsConfig = None  # type: ignore[assignment,misc]
+
 from coherent_cache.config import Settings
 from coherent_cache.errors import ConfigError
+from coherent_cache.remote.embedded import embedded_url
+from coherent_cache.remote.memory import memory_connection
 
 _KEPT_KWARGS: Final = frozenset(
     {
@@ -29,6 +35,9 @@ _KEPT_KWARGS: Final = frozenset(
     }
 )  # fmt: skip
 """Connection options that are taken over from a URL or client, besides all that begin with ``ssl_``."""
+
+_SERVER: Final = "coherent_cache_server"
+"""Attribute that a connection's server is noted under."""
 
 _LATER: Final = ("redis+sentinel", "redis+cluster")
 
@@ -129,16 +138,12 @@ def _harmless(error: ValueError) -> str:
 
 
 def _in_memory(name: str, settings: Settings) -> Endpoint:
-    from coherent_cache.remote.memory import memory_connection
-
     cls, kwargs = memory_connection(name)
     endpoint = _endpoint(cls, kwargs | {"protocol": 2}, settings)
     return Endpoint(endpoint.connection_class, endpoint.kwargs, endpoint.database, f"memory://{name}")
 
 
 def _embedded(name: str, settings: Settings) -> Endpoint:
-    from coherent_cache.remote.embedded import embedded_url
-
     server = embedded_url(name)
     endpoint = _from_url(server.url, settings)
     note = f"{server.kind} {server.version}"
@@ -158,9 +163,7 @@ def _endpoint(cls: type[AbstractConnection], kwargs: dict[str, Any], settings: S
         "health_check_interval": 0,
         "redis_connect_func": _introduce(kept.get("redis_connect_func")),
     }
-    if "maint_notifications_config" in inspect.signature(AbstractConnection.__init__).parameters:
-        from redis.maint_notifications import MaintNotificationsConfig
-
+    if MaintNotificationsConfig is not None:
         kept["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
     database = int(kept.get("db") or 0)
     where = kept.get("path") or f"{kept.get('host', 'localhost')}:{kept.get('port', 6379)}"
@@ -175,7 +178,7 @@ def _introduce(user_function: Callable[[Any], None] | None) -> Callable[[Abstrac
             connection.on_connect()
         else:
             user_function(connection)
-        connection.coherent_cache_server = _ask_run_id(connection)
+        setattr(connection, _SERVER, _ask_run_id(connection))
 
     return on_connect
 
@@ -201,5 +204,5 @@ def _ask_run_id(connection: AbstractConnection) -> str:
 
 def server_of(connection: AbstractConnection) -> str:
     """Run id of the server that a connected connection leads to (P16)."""
-    server: str = connection.coherent_cache_server
+    server: str = getattr(connection, _SERVER)
     return server

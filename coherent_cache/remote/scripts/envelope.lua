@@ -1,7 +1,7 @@
 -- For scripts that judge stored values: the header that wire.py describes; offsets here count from 1.
 
 local function is_envelope(s)
-  return #s >= 70 and string.sub(s, 1, 5) == '\193\001\152\196\016'
+  return #s >= 70 and string.sub(s, 1, 5) == '\193\001\152\196\008'
 end
 
 -- Highest floor of the tags that an envelope names; 0 if none. `floors` remembers what was looked up.
@@ -35,8 +35,8 @@ local function live_seq(key, epoch, seq, floor)
   local head = redis.pcall('GETRANGE', key, 0, 69)
   if head == '' then return 0 end
   if type(head) ~= 'string' or not is_envelope(head) then return nil end
-  local version = tonumber(string.sub(head, 23, 38)) or 0
-  if string.sub(head, 6, 21) ~= epoch or version > seq or version <= floor then return 0 end
+  local version = tonumber(string.sub(head, 37, 52)) or 0
+  if string.sub(head, 20, 35) ~= epoch or version > seq or version <= floor then return 0 end
   if string.byte(head, 70) ~= 144 and version <= tag_floor(redis.call('GET', key), {}) then return 0 end
   return version
 end

@@ -1,14 +1,16 @@
--- Store values. KEYS[3..] values; ARGV[10] milliseconds to live, '0' for ever; ARGV[11..] the rest of each envelope.
+-- Store values. KEYS[3..] values; ARGV[9] milliseconds to live, '0' for ever; ARGV[10..] what precedes the epoch and
+-- what follows the expiry in each envelope.
 
 local err = advance()
 if err then return err end
-local ttl = ARGV[10]
-local head = '\193\001\152\196\016' .. epoch .. '\176' .. string.format('%016.0f', seq) .. '\176' .. expiry(ttl)
+local ttl = ARGV[9]
+local middle = epoch .. '\176' .. string.format('%016.0f', seq) .. '\176' .. expiry(ttl)
 for i = 3, #KEYS do
+  local envelope = ARGV[2 * i + 4] .. middle .. ARGV[2 * i + 5]
   if ttl == '0' then
-    redis.call('SET', KEYS[i], head .. ARGV[i + 8])
+    redis.call('SET', KEYS[i], envelope)
   else
-    redis.call('SET', KEYS[i], head .. ARGV[i + 8], 'PX', ttl)
+    redis.call('SET', KEYS[i], envelope, 'PX', ttl)
   end
 end
 return {'ok', epoch, decimal(seq)}

@@ -1,6 +1,7 @@
 -- The clock of a shard, and its log from a position on: heartbeat and resync (rules P4, P6). KEYS[3] the probe key.
--- ARGV[2] token, ARGV[3] epoch and ARGV[4] nonce if a clock must be made, ARGV[5] position to replay from or '',
--- ARGV[6] most messages to replay, ARGV[7] channel to publish the answer on, empty to return it.
+-- ARGV[2] token, ARGV[3] 16 random bytes: epoch, and in their first half nonce, if a clock must be made; ARGV[4]
+-- position to replay from or '', ARGV[5] most messages to replay, ARGV[6] channel to publish the answer on, empty to
+-- return it.
 -- The answer is the sync reply that wire.py describes, or an error.
 
 local function bin(s)
@@ -19,7 +20,7 @@ local clock = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'nonce', 'config')
 if clock[4] and clock[4] ~= ARGV[1] then return redis.error_reply('CCMISMATCH ' .. clock[4]) end
 local epoch, seq, nonce = clock[1], tonumber(clock[2] or 0), clock[3]
 if not epoch then
-  epoch, seq, nonce = ARGV[3], 0, ARGV[4]
+  epoch, seq, nonce = ARGV[3], 0, string.sub(ARGV[3], 1, 8)
   if status == '' then
     redis.call('DEL', KEYS[2])
     local made = redis.pcall('HSET', KEYS[1], 'epoch', epoch, 'seq', '0', 'nonce', nonce, 'config', ARGV[1])
@@ -28,10 +29,10 @@ if not epoch then
 end
 
 local entries = {}
-if ARGV[5] ~= '' then
-  local position, most = tonumber(ARGV[5]), tonumber(ARGV[6])
+if ARGV[4] ~= '' then
+  local position, most = tonumber(ARGV[4]), tonumber(ARGV[5])
   if seq > position and seq - position <= most then
-    local log = redis.pcall('XRANGE', KEYS[2], ARGV[5] .. '-0', '+', 'COUNT', decimal(most + 1))
+    local log = redis.pcall('XRANGE', KEYS[2], ARGV[4] .. '-0', '+', 'COUNT', decimal(most + 1))
     if not log.err then
       for i = 1, #log do entries[i] = bin(log[i][2][2] or '') end
     end
@@ -43,6 +44,6 @@ local count, time = #entries, redis.call('TIME')
 local answer = '\001\152' .. bin(ARGV[2]) .. text(status) .. bin(epoch) .. text(decimal(seq)) .. bin(nonce)
   .. text(time[1]) .. text(time[2]) .. '\220' .. string.char(math.floor(count / 256), count % 256)
   .. table.concat(entries)
-if ARGV[7] == '' then return answer end
-redis.call('PUBLISH', ARGV[7], answer)
+if ARGV[6] == '' then return answer end
+redis.call('PUBLISH', ARGV[6], answer)
 return 'OK'

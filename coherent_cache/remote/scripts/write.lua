@@ -1,6 +1,6 @@
 -- Common to all writes; put before each of them (rule P1).
--- ARGV[2] channel, ARGV[3] log length, ARGV[4] epoch if one must be made, ARGV[5] nonce,
--- ARGV[6] and ARGV[7] what precedes and follows epoch, seq, nonce and time in the message.
+-- ARGV[2] channel, ARGV[3] log length, ARGV[4] 16 random bytes: the epoch if one must be made, and their first half
+-- the nonce; ARGV[5] and ARGV[6] what precedes and follows epoch, seq, nonce and time in the message.
 
 local clock = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'floor', 'config')
 local epoch, seq, floor = clock[1], tonumber(clock[2] or 0), tonumber(clock[3] or 0)
@@ -28,15 +28,15 @@ local function advance()
     redis.call('DEL', KEYS[2])
   end
   seq = seq + 1
-  local text = decimal(seq)
-  local message = ARGV[6] .. '\196\016' .. epoch .. '\217' .. string.char(#text) .. text .. '\196\008' .. ARGV[5]
-    .. '\217' .. string.char(#time[1]) .. time[1] .. '\217' .. string.char(#time[2]) .. time[2] .. ARGV[7]
+  local text, nonce = decimal(seq), string.sub(ARGV[4], 1, 8)
+  local message = ARGV[5] .. '\196\016' .. epoch .. '\217' .. string.char(#text) .. text .. '\196\008' .. nonce
+    .. '\217' .. string.char(#time[1]) .. time[1] .. '\217' .. string.char(#time[2]) .. time[2] .. ARGV[6]
   local err = append(text .. '-0', message)
   if err then return err end
   if clock[1] then
-    redis.call('HSET', KEYS[1], 'seq', text, 'nonce', ARGV[5])
+    redis.call('HSET', KEYS[1], 'seq', text, 'nonce', nonce)
   else
-    redis.call('HSET', KEYS[1], 'epoch', epoch, 'seq', text, 'nonce', ARGV[5], 'config', ARGV[1])
+    redis.call('HSET', KEYS[1], 'epoch', epoch, 'seq', text, 'nonce', nonce, 'config', ARGV[1])
   end
   redis.call('PUBLISH', ARGV[2], message)
   return nil

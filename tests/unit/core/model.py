@@ -1,0 +1,574 @@
+"""A world in plain Python for tests of the core: a fake Redis, members with one subscriber connection each, one clock.
+
+Nothing happens by itself. A test starts an operation, lets Redis execute its requests, lets other things happen, and
+only then delivers the replies; what the server publishes waits in each connection's queue until the test delivers it.
+"""
+
+import copy
+import itertools
+import random
+from collections import deque
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+from coherent_cache.config import Settings
+from coherent_cache.core import operations
+from coherent_cache.core.instance import Instance
+from coherent_cache.core.requests import (
+    DeleteRequest,
+    FloorRequest,
+    ReadReply,
+    ReadRequest,
+    StoreRequest,
+    TouchRequest,
+    WriteReply,
+)
+from coherent_cache.core.session import Session, Subscribe
+from coherent_cache.serializers import make_codec
+from coherent_cache.wire import (
+    PREFIX_BYTES,
+    Kind,
+    Message,
+    SyncReply,
+    WireError,
+    decode_envelope,
+    encode_envelope,
+    encode_message,
+    encode_sync_reply,
+)
+
+HEARTBEAT = 1.0
+MAX_STALENESS = 5.0
+PATIENCE = 2.5
+ABSENT = type("Absent", (), {"__repr__": lambda _: "ABSENT"})()
+CONTENT = 69  # where an envelope's tags and payload begin
+
+
+class Stored(NamedTuple):
+    """A decoded envelope."""
+
+    epoch: bytes
+    seq: int
+    expires_ms: int
+    codec: int
+    tags: tuple[str, ...]
+    payload: bytes
+
+
+def open_envelope(stored):
+    """Decode an envelope as the scripts judge it: whatever its key and its codec."""
+    return Stored(*decode_envelope(stored, stored[:PREFIX_BYTES]))
+
+
+class Clock:
+    """The one clock of a test, in seconds. Servers show the same time."""
+
+    def __init__(self, now=1000.0):
+        self.now = now
+
+    @property
+    def us(self):
+        return int(self.now * 1_000_000)
+
+
+@dataclass
+class Data:
+    """One shard's data on one server. Without an epoch there is no clock."""
+
+    epoch: bytes | None = None
+    seq: int = 0
+    nonce: bytes = b""
+    floor: int = 0
+    tag_seq: int = 0
+    tag_floors: dict[str, int] = field(default_factory=dict)
+    log: list[tuple[int, bytes]] = field(default_factory=list)
+    values: dict[str, tuple[object, int]] = field(default_factory=dict)  # stored bytes, expiry in ms (0 for never)
+
+
+class Link:
+    """A subscriber connection: what the server has sent on it and nobody has read yet, in order."""
+
+    def __init__(self, server):
+        self.server = server
+        self.channels = set()
+        self.items = deque()
+
+    def put(self, kind, shard, data=b""):
+        self.items.append((kind, shard, data))
+
+
+class Server:
+    """One Redis process. Executes requests as ``remote/scripts`` do, one at a time."""
+
+    def __init__(self, clock, run_id="A", *, shards=1, log_length=1000, replay_limit=100):
+        self.clock = clock
+        self.run_id = run_id
+        self.shards = [Data() for _ in range(shards)]
+        self.log_length = log_length
+        self.replay_limit = replay_limit
+        self.status = ""  # what the probing write answers
+        self.links = []
+        self._entropy = itertools.count(1)
+
+    def replica(self, run_id):
+        """Return a server with a copy of this one's data as it is now, and no connections."""
+        other = Server(
+            self.clock, run_id, shards=0, log_length=self.log_length, replay_limit=self.replay_limit
+        )
+        other.shards = copy.deepcopy(self.shards)
+        other._entropy = self._entropy  # never the same nonce twice
+        return other
+
+    # -- faults ----------------------------------------------------------------------------------------------------
+
+    def lose_clock(self, shard=0):
+        """Forget the clock hash (evicted, deleted); values and log stay."""
+        data = self.shards[shard]
+        self.shards[shard] = Data(log=data.log, values=data.values)
+
+    def flushall(self):
+        self.shards = [Data() for _ in self.shards]
+
+    def lose_log(self, shard=0):
+        self.shards[shard].log.clear()
+
+    def foreign(self, key, data, shard=0):
+        """Let another program write; None for a value that is no string."""
+        self.shards[shard].values[key] = (data, 0)
+
+    # -- commands --------------------------------------------------------------------------------------------------
+
+    def execute(self, requests, *, origin="-", sent_at=0.0):
+        return [self._execute(request, origin, sent_at) for request in requests]
+
+    def _execute(self, request, origin, sent_at):
+        data = self.shards[request.shard]
+        match request:
+            case ReadRequest():
+                return self._read(data, request, sent_at)
+            case StoreRequest():
+                reply = partial(self._reply, data, sent_at)
+                if request.condition is not None:
+                    current = self._live_seq(data, request.keys[0])
+                    if current is None:
+                        return reply(applied=False, foreign=True)
+                    wanted = request.condition
+                    if current != wanted.seq or (current > 0 and data.epoch != wanted.epoch):
+                        return reply(applied=False, current_seq=current)
+                self._advance(request.shard, Kind.SET, origin, request.keys)
+                expires = self._expiry(request.ttl_ms)
+                for at, key in enumerate(request.keys):
+                    prefix, content = request.parts[2 * at : 2 * at + 2]
+                    data.values[key] = (encode_envelope(prefix, data.epoch, data.seq, expires, content), expires)
+                return reply()
+            case DeleteRequest():
+                reply = partial(self._reply, data, sent_at)
+                lives = [self._live_seq(data, key) for key in request.keys]
+                if request.condition is not None:
+                    wanted, (current,) = request.condition, lives
+                    if current is None:
+                        return reply(applied=False, foreign=True)
+                    if current != wanted.seq or (current > 0 and data.epoch != wanted.epoch):
+                        return reply(applied=False, current_seq=current)
+                self._advance(request.shard, Kind.DELETE, origin, request.keys)
+                for key in request.keys:
+                    data.values.pop(key, None)
+                return reply(existed=[seq is None or seq > 0 for seq in lives])
+            case TouchRequest():
+                reply = partial(self._reply, data, sent_at)
+                current = self._live_seq(data, request.key)
+                if not current:
+                    return reply(applied=False, foreign=current is None)
+                self._advance(request.shard, Kind.TOUCH, origin, (request.key,))
+                expires = self._expiry(request.ttl_ms)
+                stored = data.values[request.key][0]
+                envelope = encode_envelope(
+                    stored[:PREFIX_BYTES], data.epoch, data.seq, expires, stored[CONTENT:]
+                )
+                data.values[request.key] = (envelope, expires)
+                return reply()
+            case FloorRequest():
+                self._advance(request.shard, request.kind, origin, request.tags)
+                if request.kind is Kind.CLEAR:
+                    data.floor = data.seq
+                else:
+                    data.tag_seq = data.seq
+                    data.tag_floors.update(dict.fromkeys(request.tags, data.seq))
+                return self._reply(data, sent_at)
+
+    def sync(self, command):
+        """Answer a heartbeat or a resync."""
+        data = self.shards[command.shard]
+        epoch, seq, nonce = data.epoch, data.seq, data.nonce
+        if epoch is None:
+            epoch, seq, nonce = self._new_epoch(), 0, self._new_nonce()
+            if not self.status:
+                data.log.clear()
+                data.epoch, data.nonce = epoch, nonce
+        entries = ()
+        position, most = command.seq, self.replay_limit
+        if position is not None and 0 < seq - position <= most:
+            entries = tuple(message for at, message in data.log if at >= position)[: most + 1]
+        return encode_sync_reply(SyncReply(command.token, self.status, epoch, seq, nonce, self.clock.us, entries))
+
+    def take(self, link, command):
+        """Execute a command of a subscriber connection; the answer goes into its queue."""
+        if isinstance(command, Subscribe):
+            if link not in self.links:
+                self.links.append(link)
+            for shard in command.shards:
+                link.channels.add(shard)
+                link.put("confirmed", shard)
+        else:
+            link.put("answer", command.shard, self.sync(command))
+
+    # -- what a test asks ------------------------------------------------------------------------------------------
+
+    def live(self, key, shard=0):
+        """Return the live envelope of a key, None if there is none."""
+        data = self.shards[shard]
+        return self._envelope(data, key) if self._live_seq(data, key) else None
+
+    # -- as the scripts do it --------------------------------------------------------------------------------------
+
+    def _new_epoch(self):
+        return b"epoch %010d" % next(self._entropy)
+
+    def _new_nonce(self):
+        return b"n%07d" % next(self._entropy)
+
+    def _expiry(self, ttl_ms):
+        return self.clock.us // 1000 + ttl_ms if ttl_ms else 0
+
+    def _get(self, data, key):
+        stored, expires = data.values.get(key, (b"", 0))
+        if 0 < expires <= self.clock.us // 1000:
+            del data.values[key]
+            return b""
+        return stored
+
+    def _envelope(self, data, key):
+        return open_envelope(self._get(data, key))
+
+    def _live_seq(self, data, key):
+        """Version of a live value, 0 if absent or dead, None if there are other bytes."""
+        if self._get(data, key) == b"":
+            return 0
+        try:
+            envelope = self._envelope(data, key)
+        except (WireError, TypeError):
+            return None
+        tag_floor = max((data.tag_floors.get(tag, 0) for tag in envelope.tags), default=0)
+        alive = envelope.epoch == data.epoch and max(data.floor, tag_floor) < envelope.seq <= data.seq
+        return envelope.seq if alive else 0
+
+    def _read(self, data, request, sent_at):
+        envelopes, tag_floors = [], []
+        for key in request.keys:
+            name = key.decode()
+            stored = self._get(data, name)
+            tags = ()
+            if stored is None:
+                stored = b""  # no string: a read of one key says so, and that is what the model's tests need
+                envelopes.append(stored)
+            else:
+                envelopes.append(stored or None)
+                try:
+                    tags = open_envelope(stored).tags
+                except WireError:
+                    pass
+            tag_floors.append(max((data.tag_floors.get(tag, 0) for tag in tags), default=0))
+        judged = request.judge_tags
+        return ReadReply(
+            epoch=data.epoch or b"",
+            seq=data.seq,
+            floor=data.floor,
+            tag_seq=0 if judged else data.tag_seq,
+            now_ms=self.clock.us // 1000,
+            envelopes=envelopes,
+            tag_floors=tag_floors if judged and any(tag_floors) else [],
+            server=self.run_id,
+            sent_at=sent_at,
+        )
+
+    def _advance(self, shard, kind, origin, names):
+        data = self.shards[shard]
+        if data.epoch is None:
+            data.epoch, data.seq, data.floor = self._new_epoch(), 0, 0
+            data.log.clear()
+        data.seq += 1
+        data.nonce = self._new_nonce()
+        message = encode_message(
+            Message(kind, data.epoch, data.seq, data.nonce, self.clock.us, origin, tuple(names))
+        )
+        data.log.append((data.seq, message))
+        del data.log[: -self.log_length]
+        for link in self.links:
+            if shard in link.channels:
+                link.put("message", shard, message)
+
+    def _reply(self, data, sent_at, *, applied=True, existed=(), current_seq=0, foreign=False):
+        return WriteReply(
+            epoch=data.epoch or b"",
+            seq=data.seq,
+            applied=applied,
+            existed=list(existed),
+            current_seq=current_seq,
+            foreign=foreign,
+            server=self.run_id,
+            sent_at=sent_at,
+        )
+
+
+class Flight:
+    """An operation under way, stopped between a request and its reply.
+
+    Attributes:
+        member: whose operation it is.
+        requests: what it waits for an answer to; None once it has ended.
+        result: what it returned.
+    """
+
+    def __init__(self, member, operation):
+        self.member = member
+        self._operation = operation
+        self._replies = None
+        self.requests = self.result = None
+        self._go_on(partial(next, operation))
+
+    @property
+    def done(self):
+        return self.requests is None
+
+    @property
+    def executed(self):
+        return self._replies is not None
+
+    def _go_on(self, step):
+        self._replies, self.requests = None, None
+        try:
+            self.requests = step()
+        except StopIteration as stop:
+            self.result = stop.value
+        else:
+            self.sent_at = self.member.clock.now
+        return self
+
+    def execute(self, server=None):
+        """Let a server (the member's own) execute the requests; the replies are on their way then."""
+        server = server or self.member.server
+        self._replies = server.execute(self.requests, origin=self.member.name, sent_at=self.sent_at)
+        return self
+
+    def finish(self):
+        """Deliver the replies; executes the requests now, if that has not been done. Raises what the operation does."""
+        if not self.executed:
+            self.execute()
+        return self._go_on(partial(self._operation.send, self._replies))
+
+    def fail(self, error):
+        """Throw an error into the operation. Raises what the operation does."""
+        return self._go_on(partial(self._operation.throw, error))
+
+    def close(self):
+        """Abandon the operation."""
+        self.requests = None
+        self._operation.close()
+
+    def run(self):
+        """Go on to the end; return the result."""
+        while not self.done:
+            self.finish()
+        return self.result
+
+
+class Member:
+    """One instance with its subscriber connection, driven by hand."""
+
+    def __init__(self, server, name="a", *, serializer="msgpack", lock=nullcontext, **options):
+        self.server = server  # where commands go
+        self.clock = server.clock
+        self.name = name
+        self.events = []
+        options = {"namespace": "test", "heartbeat": HEARTBEAT, "max_staleness": MAX_STALENESS, "ttl": None, **options}
+        self.settings = Settings(shards=len(server.shards), **options)
+        self.instance = Instance(
+            self.settings,
+            make_codec(serializer),
+            instance_id=name,
+            lock=lock,
+            rng=random.Random(0),
+            emit=self.events.append,
+        )
+        self.session = self.link = None
+
+    # -- the stream ------------------------------------------------------------------------------------------------
+
+    def open(self, server=None):
+        """Open a subscriber connection; nothing is sent yet."""
+        self.cut()
+        server = server or self.server
+        self.link = Link(server)
+        self.session = Session(
+            self.instance.shards,
+            server=server.run_id,
+            heartbeat=self.settings.heartbeat,
+            patience=PATIENCE,
+            replay_limit=self.settings.replay_limit,
+            now=self.clock.now,
+        )
+
+    def connect(self, server=None):
+        """Open a connection and settle: subscribed and synchronised."""
+        self.open(server)
+        self.settle()
+        return self
+
+    def cut(self):
+        """Lose the connection with all that waits in it."""
+        if self.session is not None:
+            if self.link in self.link.server.links:
+                self.link.server.links.remove(self.link)
+            self.session.lost("cut")
+            self.session = self.link = None
+
+    def send(self):
+        """Let the server execute what the session wants sent; return how many commands that were."""
+        count = len(self.session.outgoing)
+        while self.session.outgoing:
+            self.link.server.take(self.link, self.session.outgoing.popleft())
+        return count
+
+    def deliver(self, count=1):
+        """Hand the session the next items of the queue."""
+        for _ in range(count):
+            kind, shard, data = self.link.items.popleft()
+            if kind == "confirmed":
+                self.session.confirmed(shard, self.clock.now)
+            elif kind == "message":
+                self.session.message(shard, data, self.clock.now)
+            else:
+                self.session.answer(shard, data, self.clock.now)
+
+    def settle(self):
+        """Send and deliver until nothing is left."""
+        while self.session.outgoing or self.link.items:
+            self.send()
+            self.deliver(len(self.link.items))
+
+    def tick(self):
+        self.session.tick(self.clock.now)
+
+    def beat(self):
+        """Let a heartbeat interval pass, send the heartbeats, and settle."""
+        self.clock.now += self.settings.heartbeat
+        self.tick()
+        self.settle()
+
+    # -- operations ------------------------------------------------------------------------------------------------
+
+    def begin(self, operation, *args, **kwargs):
+        """Start an operation and stop at its first request."""
+        return Flight(self, operation(self.instance, *args, **kwargs))
+
+    def read(self, *keys):
+        return self.begin(operations.read, keys)
+
+    def store(self, items, *, ttl=None, **options):
+        return self.begin(operations.store, items, ttl=ttl, **options)
+
+    def delete(self, *keys, **options):
+        return self.begin(operations.delete, keys, **options)
+
+    def touch(self, key, ttl):
+        return self.begin(operations.touch, key, ttl)
+
+    def clear(self):
+        return self.begin(operations.raise_floor, Kind.CLEAR)
+
+    def invalidate(self, *tags):
+        return self.begin(operations.raise_floor, Kind.TAG, tags)
+
+    def update(self, key, fn, *, default=None, ttl=None, tags=(), attempts=3):
+        return self.begin(operations.update, key, fn, default=default, ttl=ttl, tags=tags, attempts=attempts)
+
+    def set(self, key, value, **options):
+        """Store one value, all the way; return its version."""
+        return self.store({key: value}, **options).run()[key]
+
+    def get(self, key):
+        """Return a value as the front does: a local hit, or what Redis has; ABSENT if there is none."""
+        value = self.hit(key)
+        if value is not ABSENT:
+            return value
+        found = self.begin(operations.read_one, key).run()
+        return ABSENT if found is None else found.value
+
+    # -- what a test asks ------------------------------------------------------------------------------------------
+
+    @property
+    def shard(self):
+        return self.instance.shards[0]
+
+    def hit(self, key):
+        """Return the value of a local hit, in the order of the front: horizon, clock, look-up; else ABSENT."""
+        tier = self.instance.shard_of(key.encode()).tier
+        if tier.valid_until >= self.clock.now:
+            entry = tier.entries.get(key)
+            if entry is not None and self.clock.now < entry.expires_at:
+                tier.ticks = entry.used = tier.ticks + 1
+                return self.value_of(entry)
+        return ABSENT
+
+    def value_of(self, entry):
+        return entry.value if entry.deadline >= entry.coded_deadline else self.instance.codec.loads(entry.value)
+
+    def held(self, key):
+        """Return the local entry of a key, None if there is none, whether it may be served or not."""
+        return self.instance.shard_of(key.encode()).tier.entries.get(key)
+
+    def tokens(self):
+        """Return how many tokens are registered, in all shards."""
+        return sum(
+            sum(map(len, shard._tokens._single.values())) + len(shard._tokens._bulk) for shard in self.instance.shards
+        )
+
+    def events_of(self, kind):
+        return [event for event in self.events if type(event) is kind]
+
+
+class World:
+    """A clock, a server and members on it, connected unless a test wants otherwise."""
+
+    def __init__(self, *, members="ab", shards=1, connect=True, log_length=1000, replay_limit=100, **options):
+        self.clock = Clock()
+        self.server = Server(self.clock, shards=shards, log_length=log_length, replay_limit=replay_limit)
+        self.members = [
+            Member(self.server, name, log_length=log_length, replay_limit=replay_limit, **options) for name in members
+        ]
+        if connect:
+            for member in self.members:
+                member.connect()
+
+    def __iter__(self):
+        return iter(self.members)
+
+    def settle(self):
+        for member in self.members:
+            member.settle()
+
+    def fail_over(self, to):
+        """Let another server take over: commands go there; subscriber connections are cut."""
+        self.server = to
+        for member in self.members:
+            member.cut()
+            member.server = to
+
+    def check(self):
+        """Check what must hold after each test."""
+        for member in self.members:
+            for shard in member.instance.shards:
+                shard.tier.check_invariants()
+            assert member.tokens() == 0

@@ -229,17 +229,16 @@ class CoherentCache:
         shard = self._shard_of(key)
         epoch = shard.epoch
         entry = self._local_entry(key)
-        if entry is not None:
-            # An entry belongs to the epoch that was there before and after the look-up; else ask Redis.
-            if epoch is not None and epoch == shard.epoch:
-                now, expires = clock(), entry.expires_at
-                return CacheEntry(
-                    value=self._value(entry),
-                    version=Version(epoch, entry.seq),
-                    tier="local",
-                    expires_in=None if expires == inf else max(0.0, expires - now),
-                    age_bound=max(0.0, now - shard.tier.horizon),
-                )
+        # An entry belongs to the epoch that was there before and after the look-up; else ask Redis.
+        if entry is not None and epoch is not None and epoch == shard.epoch:
+            now, expires = clock(), entry.expires_at
+            return CacheEntry(
+                value=self._value(entry),
+                version=Version(epoch, entry.seq),
+                tier="local",
+                expires_in=None if expires == inf else max(0.0, expires - now),
+                age_bound=max(0.0, now - shard.tier.horizon),
+            )
         found = self._read_one(key)
         if found is None:
             return None

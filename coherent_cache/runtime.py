@@ -126,6 +126,7 @@ class Runtime:
             endpoint=endpoint,
             scripts=scripts,
             io=self._io,
+            pool=self._pool,
             name=f"{name}:subscriber",
             clock=clock,
             rng=rng,
@@ -143,6 +144,8 @@ class Runtime:
             self.start()
         if not self._checked:
             self._check_namespace()
+        if self._subscriber.fatal is not None:
+            raise self._subscriber.fatal
         try:
             requests = next(operation)
             while True:
@@ -228,8 +231,11 @@ class RuntimeHolder:
         _runtimes.add(self)
 
     def replace(self) -> None:
-        """In a forked child: leave everything of the parent alone and begin anew (P13)."""
-        self._parents = self.runtime  # never closed here: its sockets are the parent's, its locks may be held
+        """In a forked child: leave everything of the parent alone and begin anew (P13).
+
+        The parent's runtime is dropped without being closed: its locks may be held by threads that do not exist here.
+        Its sockets' descriptors go with it; redis-py shuts a connection down only in the process that made it.
+        """
         self.runtime = self._make()
         self._on_replaced(self.runtime)
 

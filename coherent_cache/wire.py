@@ -199,7 +199,8 @@ def _decode_envelope(data: bytes, prefix: bytes) -> Envelope:
     if len(data) < _HEADER.size:
         raise WireError("truncated envelope")
     (
-        start, digest, flags_mark, flags, codec_mark, codec, epoch_head, epoch, mark, seq_text, expires_mark, expires_text,
+        start, digest, flags_mark, flags, codec_mark, codec,
+        epoch_head, epoch, mark, seq_text, expires_mark, expires_text,
     ) = _HEADER.unpack_from(data)  # fmt: skip
     if (start, flags_mark, codec_mark, epoch_head, mark, expires_mark) != _LAYOUT:
         raise WireError("damaged envelope header")

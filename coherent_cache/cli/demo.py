@@ -24,7 +24,7 @@ from coherent_cache.cache import CoherentCache
 from coherent_cache.cli.common import EXIT_OK, EXIT_PROBLEM, URL_VARIABLE, add_json, say_json
 from coherent_cache.cli.demo_database import Database
 from coherent_cache.cli.demo_fleet import Fleet, Member, WorkerLost
-from coherent_cache.cli.demo_view import Silence, View, hit_rate, make_view
+from coherent_cache.cli.demo_view import Silence, View, duration, hit_rate, make_view, outcome
 from coherent_cache.cli.demo_worker import MAX_STALENESS, READS_PER_SECOND, READY_SECONDS, Plan, Tally, shared_clock
 from coherent_cache.errors import CacheUnavailable, CoherentCacheError, ConfigError
 from coherent_cache.remote.embedded import KIND_FAKE, EmbeddedServer, embedded_server
@@ -142,6 +142,7 @@ class Fault:
         recovered_in: by worker, seconds until its stream was proven again.
         outcomes: by worker, how: as in the event ``resynced``.
         away: seconds that Redis was away.
+        note: what is said when it is over; empty for the text.
     """
 
     kind: str
@@ -152,6 +153,7 @@ class Fault:
     recovered_in: dict[int, float] = field(default_factory=dict)
     outcomes: dict[int, str] = field(default_factory=dict)
     away: float = 0.0
+    note: str = ""
 
 
 class Show:
@@ -199,7 +201,7 @@ class Show:
             if due and due[0][0] <= now:
                 fault = due.pop(0)[1]()
                 self._faults.append(fault)
-                self._view.note(fault.at + fault.away, fault.text)
+                self._view.note(fault.at + fault.away, fault.note or fault.text)
             self._fleet.listen(FRAME_SECONDS)
             self._note_recoveries()
             self._view.show(self._now(), self._fleet.members)
@@ -238,9 +240,10 @@ class Show:
                 self._fleet.listen(min(left, FRAME_SECONDS))
                 self._view.show(self._now(), self._fleet.members)
         fault.away = self._now() - fault.at
+        fault.note = "started Redis again, empty"
         fault.done = True
         fault.workers = tuple(member.number for member in self._fleet.members)
-        fault.text = f"started Redis again, empty, after {fault.away:.2f} s"
+        fault.text = f"shut Redis down for {duration(fault.away)}, it came back empty"
         return fault
 
     def _note_recoveries(self) -> None:
@@ -289,10 +292,15 @@ class Show:
                 "p50": _percentile(lags, 0.5), "p99": _percentile(lags, 0.99), "max": lags[-1] if lags else None,
                 "samples": len(lags),
             },
-            "faults": [asdict(fault) for fault in self._faults],
+            "faults": [
+                {name: value for name, value in asdict(fault).items() if name != "note"} for fault in self._faults
+            ],
             "workers": [
-                {"number": member.number, "pid": member.pid, "state": member.state, **asdict(member.tally)}
-                | {"stats": member.stats, "events": member.events}
+                {
+                    "number": member.number, "pid": member.pid, "state": member.state, **asdict(member.tally),
+                    "stats": member.stats,
+                    "events": [event | {"at": event["at"] - self._began} for event in member.events],
+                }
                 for member in members
             ],
         }  # fmt: skip
@@ -305,13 +313,8 @@ def _first_resync(member: Member, after: float, before: float) -> dict[str, Any]
 
 
 def _recovery(member: Member, fault: Fault, event: dict[str, Any]) -> str:
-    how = {
-        "unbroken": "it missed nothing",
-        "replayed": f"replayed {event['replayed']} missed messages",
-        "flushed": "entries dropped, Redis lost its data",
-        "first": "entries dropped, Redis lost its data",
-    }.get(event["outcome"], event["outcome"])
-    return f"worker {member.number} coherent again after {fault.recovered_in[member.number]:.2f} s: {how}"
+    took = duration(fault.recovered_in[member.number])
+    return f"worker {member.number} coherent again after {took}: {outcome(event)}"
 
 
 def _sum(tallies: Sequence[Tally]) -> Tally:
@@ -342,18 +345,18 @@ def _summary(report: dict[str, Any]) -> Iterator[str]:
     )
     if propagation["samples"]:
         yield (
-            f"invalidations took p50 {1000 * propagation['p50']:.2f} ms, p99 {1000 * propagation['p99']:.2f} ms "
+            f"invalidations took p50 {duration(propagation['p50'])}, p99 {duration(propagation['p99'])} "
             f"({propagation['samples']:,} received)"
         )
     for fault in report["faults"]:
         last = max(fault["recovered_in"].values(), default=None)
         recovered, concerned = len(fault["recovered_in"]), len(fault["workers"])
         yield f"at {fault['at']:.1f} s: {fault['text']}" + (
-            f"; {recovered} of {concerned} coherent again, the last after {last:.2f} s" if last is not None else ""
+            f"; {recovered} of {concerned} coherent again, the last after {duration(last)}" if last is not None else ""
         )
     yield (
         f"{report['checked']:,} reads checked against the database: {report['stale']:,} older than "
-        f"{report['max_staleness']:g} s (the oldest {1000 * report['worst_staleness']:.1f} ms); "
+        f"{report['max_staleness']:g} s (the worst: {duration(report['worst_staleness'])}); "
         f"{report['backward']:,} of all reads went backward"
     )
     yield "VERDICT: " + ("coherent" if not report["problems"] else f"NOT COHERENT: {'; '.join(report['problems'])}")

@@ -78,7 +78,7 @@ class Database:
         return row
 
     def note_published(self, number: int, version: int, at: float) -> None:
-        """Note that from ``at`` on, on the clock that all processes share, the cache held this version or a newer one."""
+        """Note that at ``at``, on the clock that all processes share, the cache held this version or a newer one."""
         self._connection.execute("INSERT OR IGNORE INTO published VALUES (?, ?, ?)", (number, version, at))
 
     def outdated_at(self, number: int, version: int) -> float | None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -119,10 +120,8 @@ class Member:
     def close(self) -> None:
         """Let it go: closing its standard input ends it."""
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):
             self._process.stdin.close()
-        except BrokenPipeError:
-            pass
 
     def wait(self, deadline: float) -> None:
         """Wait until it is gone; kill it at the deadline."""
@@ -148,11 +147,9 @@ class Member:
 
     def _say(self, data: bytes) -> None:
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it is gone: its empty line says so
             self._process.stdin.write(data)
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it is gone: its empty line says so
 
     def _listen(self) -> None:
         assert self._process.stdout is not None

@@ -17,9 +17,10 @@ cache at the same time:
 - A writer that cannot reach Redis tries again until the row is published. Until then nobody was promised to see it.
 
 What is checked: the versions of a row that one worker gets from its cache never go back, nor behind what it published
-itself (each read), and a row that was read was not replaced by a newer one, *published* longer ago than ``max_staleness`` before the read began (one read in
-:data:`CHECK_EVERY`). Published means: the writer's ``update`` had returned. Reads that were answered by the database
-because Redis was away are no reads of the cache; they are counted, and not checked.
+itself (each read); and a row that was read had not been replaced by a newer one, *published* more than
+``max_staleness`` before the read began (one read in :data:`CHECK_EVERY`). Published means: the writer's ``update`` had
+returned. Reads that were answered by the database because Redis was away are no reads of the cache; they are counted,
+and not checked.
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ def cut_subscriber(url: str, instance_id: str) -> bool:
     try:
         with _client(url) as client:
             found = [each["id"] for each in client.client_list() if each.get("name") == name]
-            return any([client.client_kill_filter(_id=identity) for identity in found])
+            killed = [client.client_kill_filter(_id=identity) for identity in found]
+            return any(killed)
     except redis.RedisError as error:
         raise CacheUnavailable(f"the subscriber of {instance_id} cannot be cut: {error}") from error
 

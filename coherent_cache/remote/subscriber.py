@@ -31,7 +31,7 @@ from coherent_cache.events import Event, InternalError, SubscriberConnected, Sub
 from coherent_cache.remote.connection import ReplyError, pack
 from coherent_cache.remote.link import Item, Link, LinkLost, open_link
 from coherent_cache.remote.scripts import Scripts
-from coherent_cache.remote.sync_io import SyncIO
+from coherent_cache.remote.sync_io import ConnectionPool, SyncIO
 from coherent_cache.remote.topology import Endpoint
 
 FIRST_PAUSE: Final = 0.05
@@ -78,6 +78,7 @@ class Subscriber:
         endpoint: Endpoint,
         scripts: Scripts,
         io: SyncIO,
+        pool: ConnectionPool,
         name: str,
         clock: Callable[[], float],
         rng: Random,
@@ -92,6 +93,7 @@ class Subscriber:
             endpoint: where to connect to.
             scripts: the instance's scripts.
             io: runs scripts on command connections, for the ``marks`` transport.
+            pool: the command connections, which are to lead to the same server.
             name: client name of the connection.
             clock: local clock in seconds.
             rng: for the jitter of pauses.
@@ -103,6 +105,7 @@ class Subscriber:
         self._endpoint = endpoint
         self._scripts = scripts
         self._io = io
+        self._pool = pool
         self._name = name
         self._clock = clock
         self._rng = rng
@@ -223,6 +226,7 @@ class Subscriber:
                 if session.established and not self._established:
                     self._established = True
                     self.fatal = None
+                    self._pool.server = link.server
                     self._emit(SubscriberConnected(link.server, "resp3" if self._inline else "marks"))
                 # Every change that anybody waits for makes an event.
                 if self._events.waiting:
@@ -232,6 +236,7 @@ class Subscriber:
             raise LinkLost("the server allows no commands on a subscriber connection: using marks") from None
         finally:
             self._link = None
+            self._pool.server = None
             session.lost("connection ended")
             link.close()
 

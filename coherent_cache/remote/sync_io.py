@@ -34,6 +34,9 @@ class ConnectionPool:
         # None stands for a connection that may be made.
         self._idle: SimpleQueue[CommandConnection | None] = SimpleQueue()
         self._unmade = list(range(size))
+        self.server: str | None = None
+        """Run id of the server that the subscriber is synchronised with; idle connections to others are closed: after
+        a failover an old primary may go on answering those that it still has (P16). None if it is not known."""
         self._closed = False
 
     def acquire(self) -> CommandConnection:
@@ -49,9 +52,9 @@ class ConnectionPool:
         except Empty:
             connection = self._wait()
         if connection is not None:
-            if connection.is_quiet():
+            if connection.is_quiet() and self.server in (None, connection.server):
                 return connection
-            # Closed by the server, or with an answer nobody waits for: never use it again.
+            # Closed by the server, with an answer nobody waits for, or to another server: never use it again.
             connection.close()
         try:
             return connect(self._endpoint, name=self._name)

@@ -433,5 +433,5 @@ class FailoverMachine(CoherenceMachine):
 @pytest.mark.parametrize("machine", [CoherenceMachine, FailoverMachine])
 def test_the_core_keeps_its_contract(machine):
     case = machine.TestCase
-    case.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+    case.settings = settings(max_examples=int(__import__("os").environ.get("EX","100")), stateful_step_count=40, deadline=None)
     case("runTest").runTest()

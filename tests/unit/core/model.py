@@ -414,6 +414,7 @@ class Member:
         self.session = Session(
             self.instance.shards,
             server=server.run_id,
+            origin=self.name,
             heartbeat=self.settings.heartbeat,
             patience=PATIENCE,
             replay_limit=self.settings.replay_limit,

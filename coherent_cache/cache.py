@@ -332,6 +332,8 @@ class CoherentCache:
             VersionConflict: ``if_version`` does not hold. Nothing was written.
             CacheUnavailable: Redis refused or is away; ``maybe_applied`` tells whether it may have happened.
         """
+        if type(key) is not str:
+            check_key(key)
         versions = self._runtime.run(
             operations.store(
                 self._runtime.instance, {key: value}, ttl=self._ttl(ttl), tags=tags, condition=_condition(if_version)
@@ -448,8 +450,6 @@ class CoherentCache:
             ConfigError: no tag, or one that is none.
             CacheUnavailable: as :meth:`clear`.
         """
-        if not tags:
-            raise ConfigError("tags", "give at least one tag; clear() makes everything absent")
         return self._runtime.run(operations.raise_floor(self._runtime.instance, Kind.TAG, tags))
 
     # -- as a mapping ----------------------------------------------------------------------------------------------

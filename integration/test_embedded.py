@@ -440,6 +440,14 @@ hear()
         os.kill(other, signal.SIGKILL)
 
 
+@needs_bundled
+def test_its_folder_is_removed_also_without_programs_on_the_path(child, name):
+    owner = child(name, "os.environ['PATH'] = '/nowhere'" + OWNER)
+    server = EmbeddedServer(**owner.hear())
+    owner.kill()
+    wait_until(lambda: gone(server), GONE, "server and folder are gone")
+
+
 FORKING = """
 server = embedded_url(NAME)
 pid = os.fork()
@@ -586,6 +594,28 @@ say(asdict(embedded_url(NAME)))
 
 
 @needs_server
+def test_a_thread_of_a_forked_child_joins_it(child, name):
+    owner = child(
+        name,
+        """
+import threading
+server = embedded_url(NAME)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    thread = threading.Thread(target=lambda: say(embedded_url(NAME) == server))
+    thread.start()
+    thread.join()
+    os._exit(0)
+os.waitpid(pid, 0)
+say("no answer")
+""",
+    )
+    assert owner.hear() is True
+    assert owner.close() == 0
+
+
+@needs_server
 def test_spawned_children_and_their_children_join_it(child, name):
     server = embedded_url(name)
     with client(server.url) as one:
@@ -663,6 +693,29 @@ hear()
     wait_until(lambda: gone(first), GONE, "the first server is gone")
     assert ping(second.url)
     assert parent.close() == 0
+
+
+@needs_server
+def test_a_variable_from_before_an_exec_is_not_joined_although_the_server_still_answers(name, monkeypatch):
+    with embedded_server(name + "_old") as old:
+        fields = {"url": old.url, "kind": old.kind, "version": old.version, "pid": old.pid, "owner": os.getpid()}
+        monkeypatch.setenv(embedded._variable(name), json.dumps(fields))
+        assert embedded_url(name).pid != old.pid
+        stop_embedded(name)
+
+
+def test_a_server_too_busy_to_accept_is_alive(scratch, monkeypatch):
+    monkeypatch.setattr(embedded, "PROBE_TIMEOUT", 0.05)
+    path = scratch / "s"
+    server = EmbeddedServer(url=f"unix://{path}", kind=KIND_PATH, version="7", pid=1)
+    assert not embedded._is_alive(server)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(str(path))
+        assert not embedded._is_alive(server)
+        listener.listen(0)
+        waiting.connect(str(path))
+        assert embedded._is_alive(server)
+    path.unlink()
 
 
 @needs_server

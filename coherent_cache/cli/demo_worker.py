@@ -70,8 +70,8 @@ CHECK_DELAY: Final = 1.0
 REPORT_SECONDS: Final = 0.25
 """Seconds between two reports."""
 
-READY_SECONDS: Final = 30.0
-"""Seconds until a worker must be coherent."""
+READY_SECONDS: Final = 0.2
+"""Seconds between two looks, while a worker is not coherent yet, whether it should end."""
 
 RETRY_SECONDS: Final = 0.05
 """Seconds between two attempts to publish what Redis did not take."""
@@ -345,7 +345,8 @@ def main() -> int:
     try:
         with cache, Database(Path(plan.database)) as database:
             worker = Worker(plan, cache, database)
-            cache.wait_ready(READY_SECONDS)
+            while not cache.wait_ready(READY_SECONDS) and not ending.is_set():
+                pass  # the parent knows when it has waited long enough
             reporter.send("ready", state=cache.state)
             beginning.wait()
             worker.work(ending, lambda: reporter.progress(cache, worker.tally))

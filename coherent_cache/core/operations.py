@@ -34,6 +34,7 @@ from coherent_cache.core.tokens import Token
 from coherent_cache.errors import (
     CacheUnavailable,
     CoherentCacheError,
+    ConfigError,
     ForeignValue,
     InvalidKey,
     SerializationError,
@@ -41,6 +42,7 @@ from coherent_cache.errors import (
     VersionConflict,
 )
 from coherent_cache.keys import check_key, check_tags, shard_of
+from coherent_cache.serializers import Codec
 from coherent_cache.versions import Version
 from coherent_cache.wire import Kind, encode_content
 
@@ -174,22 +176,23 @@ def _take(
         ):
             items.append((key, *absent))
             continue
+        payload: bytes | None
         _, seq, expires_ms, code, tags, payload = envelope
         if tags and seq < reply.tag_seq:
             tagged.append((key, facts))
             continue
         try:
             if code == code_here:
-                value = loads(payload)
+                value = loads(envelope[5])
             else:
-                value = codec.decode(payload, code)
-                payload = codec.encode(value) if keep else payload
+                value = codec.decode(envelope[5], code)
+                payload = _reencode(codec, value) if keep else b""
         except SerializationError as error:
             raise SerializationError(error.reason, key=key) from error
         # What Redis has left, counted from before the request was sent.
         expires_at = sent_at + (expires_ms - now_ms) / 1000 if expires_ms else inf
         found[key] = (value, seq, expires_at)
-        if keep:
+        if keep and payload is not None:
             if local_ttl is not None and sent_at + local_ttl < expires_at:
                 expires_at = sent_at + local_ttl
             items.append((key, seq, make_entry(facts, value, payload, seq, tags, expires_at)))
@@ -229,6 +232,8 @@ def store(
     payloads = {key: _encode(instance, key, value) for key, value in items.items()}
     ttl_ms = 0 if ttl is None else max(1, round(ttl * 1000))
     settings = instance.settings
+    # Never the caller's own objects, which the caller may still change. Decoded now: later it could fail.
+    values = items if settings.copy_values else {key: instance.codec.loads(payloads[key]) for key in items}
     versions: dict[str, Version] = {}
     # One chunk at a time: if Redis refuses one, those before it are known to be written.
     for shard, group in groups:
@@ -243,7 +248,7 @@ def store(
                 if not reply.applied:
                     _refuse(instance, shard, token, keys[0], reply, condition)
                 version, expires_at = Version(reply.epoch, reply.seq), inf
-                lifetimes = [seconds for seconds in (ttl, settings.local_ttl) if seconds is not None]
+                lifetimes = [seconds for seconds in (ttl_ms / 1000 or None, settings.local_ttl) if seconds is not None]
                 if lifetimes:
                     expires_at = reply.sent_at + min(lifetimes)
                 learnt: list[tuple[str, int, Entry | None]] = []
@@ -251,10 +256,7 @@ def store(
                     versions[key] = version
                     entry = None
                     if settings.local_enabled:
-                        payload = payloads[key]
-                        # Never the caller's own object, which the caller may still change.
-                        value = items[key] if settings.copy_values else instance.codec.loads(payload)
-                        entry = instance.make_entry(facts, value, payload, reply.seq, tags, expires_at)
+                        entry = instance.make_entry(facts, values[key], payloads[key], reply.seq, tags, expires_at)
                     learnt.append((key, reply.seq, entry))
                 shard.absorb(token, reply, learnt, now=reply.sent_at)
     return versions
@@ -314,6 +316,8 @@ def raise_floor(instance: Instance, kind: Kind, tags: Iterable[str] = ()) -> Ope
         CacheUnavailable: Redis refused or is away; some shards may have been done.
     """
     tags = check_tags(tags)
+    if kind is Kind.TAG and not tags:
+        raise ConfigError("tags", "give at least one tag; clear() makes everything absent")
     for shard in instance.shards:
         try:
             reply = yield from _write(shard, FloorRequest(shard.index, kind, tags), (), ())
@@ -418,6 +422,14 @@ def _encode(instance: Instance, key: str, value: Any) -> bytes:
     if len(payload) > instance.settings.max_value_bytes:
         raise ValueTooLarge(key, len(payload), instance.settings.max_value_bytes)
     return payload
+
+
+def _reencode(codec: Codec, value: Any) -> bytes | None:
+    """Encode another codec's value for the local tier; None if it cannot be, and so not be kept."""
+    try:
+        return codec.encode(value)
+    except SerializationError:
+        return None
 
 
 def _by_shard(instance: Instance, keys: Iterable[str]) -> list[tuple[Shard, list[Key]]]:

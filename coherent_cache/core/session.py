@@ -202,8 +202,8 @@ class Session:
                 part = 1.0 if question.suspected else SUSPECT_AT
                 due = min(due, question.sent_at + part * self._patience)
         for shard in self._shards.values():
-            if shard.state in (State.COHERENT, State.SUSPECT):
-                due = min(due, shard.tier.valid_until + 0.001)
+            if shard.state is not State.DISCONNECTED:
+                due = min(due, shard.lapses_at + 0.001)
         return due
 
     # -- inside ----------------------------------------------------------------------------------------------------

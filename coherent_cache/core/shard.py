@@ -62,6 +62,8 @@ class Shard:
         position: seq of the last message applied in order; None together with ``epoch``.
         nonce: that message's nonce.
         server: run id of the server that the synchronised connection leads to; None while there is none (P16).
+        lapses_at: when the last proof of freshness (before the first: the first tick) is ``max_staleness`` old. Outlives
+            a flush, which takes the tier's horizon but not the connection.
         synced: whether messages continue the position; False from a doubt to the next completed resync.
         lag: the propagation meter.
     """
@@ -73,13 +75,13 @@ class Shard:
         "_lock",
         "_max_staleness",
         "_past_epochs",
-        "_started_at",
         "_tag_floors",
         "_tokens",
         "epoch",
         "generation",
         "index",
         "lag",
+        "lapses_at",
         "nonce",
         "on_doubt",
         "position",
@@ -131,7 +133,7 @@ class Shard:
         self._lock = lock
         self._counters = counters
         self._emit = emit
-        self._started_at: float | None = None
+        self.lapses_at = inf
 
     # -- what operations call ------------------------------------------------------------------------------------
 
@@ -167,10 +169,13 @@ class Shard:
         """
         with self._lock:
             try:
-                if not self._belongs(reply.epoch, "a reply"):
+                if not self._is_comparable(reply):
+                    # Without an order between versions, whatever is held here may be the older one.
+                    for key, _, _ in items:
+                        self._distrust(key)
                     return
                 tier, tokens = self.tier, self._tokens
-                forbidden = self._forbidden(token, reply.server, now)
+                forbidden = self._forbidden(token, now)
                 entries, alone = tier.entries, tokens.is_alone(token)
                 # Whether the version alone can forbid an insertion: the common case of a bulk read.
                 simple = forbidden is None and not token.marks and not self._tag_floors
@@ -198,21 +203,21 @@ class Shard:
     def learn_floor(self, reply: WriteReply, kind: Kind, tags: tuple[str, ...]) -> None:
         """Take in the reply of an own ``clear`` or tag invalidation, as if its message had come (P7, P10)."""
         with self._lock:
-            if self._belongs(reply.epoch, "a reply"):
+            if self._is_comparable(reply):
                 self._raise_floor(kind, reply.seq, tags)
+            else:
+                self._distrust_all()
 
     def distrust_keys(self, keys: Iterable[str]) -> None:
         """After a write whose outcome is unknown: whatever is here, or on its way here, may be outdated (review A8)."""
         with self._lock:
             for key in keys:
-                self.tier.evict_older(key, NEWER_THAN_ANYTHING)
-                self._tokens.mark(key, NEWER_THAN_ANYTHING)
+                self._distrust(key)
 
     def distrust_all(self) -> None:
         """After a ``clear`` or tag invalidation whose outcome is unknown: keep nothing, let nothing under way in."""
         with self._lock:
-            self._replace_tier(RemovalCause.INVALIDATED, keep_horizon=True)
-            self.generation += 1
+            self._distrust_all()
 
     def remove_expired(self, key: str, now: float) -> None:
         """Remove an entry that a reader found expired."""
@@ -291,6 +296,7 @@ class Shard:
         with self._lock:
             missed = self._missed(reply)
             held = len(self.tier)
+            self._new_generation()
             if missed is None:
                 first = self.epoch is None and not held
                 if self.epoch is not None and self.epoch != reply.epoch:
@@ -311,9 +317,10 @@ class Shard:
                 self._counters.replays += replayed
             self._counters.resyncs += 1
             self.epoch, self.position, self.nonce = reply.epoch, reply.seq, reply.nonce
-            self.server = server
+            if server != self.server:
+                self.server = server
+                self.lag.reset()
             self.synced = True
-            self.generation += 1
             self._advance_horizon(sent_at)
             self._emit(Resynced(self.index, outcome, reply.seq, replayed, dropped))
             self._change(Trigger.PROVEN, f"resync: {outcome}")
@@ -334,7 +341,7 @@ class Shard:
         """Flush: something came that cannot be understood, so anything may be outdated (P8)."""
         with self._lock:
             dropped = self._replace_tier(RemovalCause.FLUSHED, keep_horizon=False)
-            self.generation += 1
+            self._new_generation()
             self.synced = False
             self._counters.flushes += 1
             self._counters.errors += 1
@@ -349,31 +356,44 @@ class Shard:
     def tick(self, now: float) -> None:
         """Let time pass: notice a lapsed horizon."""
         with self._lock:
-            if self._started_at is None:
-                self._started_at = now
-            limit = self.tier.valid_until
-            if limit == -inf:
-                limit = self._started_at + self._max_staleness
-            if now > limit and self.state is not State.DISCONNECTED:
+            if self.lapses_at == inf:
+                self.lapses_at = now + self._max_staleness
+            if now > self.lapses_at and self.state is not State.DISCONNECTED:
                 self._change(Trigger.LAPSED, "no proof of freshness within max_staleness")
 
     # -- what anybody may ask --------------------------------------------------------------------------------------
 
     def state_at(self, now: float) -> State:
         """State at ``now``, right even if the subscriber thread was not running for a while."""
-        if self.state in (State.COHERENT, State.SUSPECT) and now > self.tier.valid_until:
-            return State.DISCONNECTED
-        return self.state
+        return State.DISCONNECTED if now > self.lapses_at else self.state
 
     # -- requires holding the lock ---------------------------------------------------------------------------------
 
-    def _belongs(self, epoch: bytes, where: str) -> bool:
-        """Tell whether a reply is of this shard's history; another epoch than a past one ends the history (P9)."""
-        if epoch == self.epoch:
-            return True
-        if self.epoch is not None and epoch not in self._past_epochs:
-            self._forget(where)
+    def _is_comparable(self, reply: ReadReply | WriteReply) -> bool:
+        """Tell whether a reply's versions have an order with those held here (P9, P16).
+
+        They have none if it is of another epoch (one that is not known to be past ends this history) or of another
+        server: a replica that was promoted hands out numbers again that its predecessor had used.
+        """
+        if reply.epoch == self.epoch:
+            return reply.server == self.server
+        if self.epoch is not None and reply.epoch not in self._past_epochs:
+            self._forget("a reply")
         return False
+
+    def _distrust(self, key: str) -> None:
+        self.tier.evict_older(key, NEWER_THAN_ANYTHING)
+        self._tokens.mark(key, NEWER_THAN_ANYTHING)
+
+    def _distrust_all(self) -> None:
+        self._replace_tier(RemovalCause.INVALIDATED, keep_horizon=True)
+        self._new_generation()
+
+    def _new_generation(self) -> None:
+        """Void all tokens; with them goes what was kept for their sake (P6)."""
+        self.generation += 1
+        self._floor = 0
+        self._tag_floors.clear()
 
     def _forget(self, where: str) -> None:
         """Redis lost this history: forget it too, void all tokens, wait for a resync (P9)."""
@@ -381,7 +401,7 @@ class Shard:
         self._past_epochs.append(self.epoch)
         self.epoch = self.position = None
         self.synced = False
-        self.generation += 1
+        self._new_generation()
         self._counters.flushes += 1
         dropped = self._replace_tier(RemovalCause.FLUSHED, keep_horizon=False)
         self._emit(HistoryLost(self.index, dropped, where))
@@ -394,14 +414,12 @@ class Shard:
         if not self._tokens:
             self._tag_floors.clear()
 
-    def _forbidden(self, token: Token, server: str, now: float) -> str | None:
-        """Say which rule forbids any insertion by a command, None if it is allowed (P5, P6, P16)."""
+    def _forbidden(self, token: Token, now: float) -> str | None:
+        """Say which rule forbids any insertion by a command, None if it is allowed (P5, P6)."""
         if self.state is not State.COHERENT or now > self.tier.valid_until:
             return "not coherent"
         if token.generation != self.generation:
             return "generation"
-        if server != self.server:
-            return "another server"
         return None
 
     def _refusal(self, token: Token, key: str, entry: Entry) -> str | None:
@@ -455,8 +473,7 @@ class Shard:
             if self._tokens:
                 self._tag_floors[tag] = max(seq, self._tag_floors.get(tag, 0))
         if len(self._tag_floors) > MAX_TAG_FLOORS:
-            self.generation += 1
-            self._tag_floors.clear()
+            self._new_generation()
         return removed > 0 or bool(self._tokens)
 
     def _missed(self, reply: SyncReply) -> list[Message] | None:
@@ -479,7 +496,7 @@ class Shard:
     def _advance_horizon(self, sent_at: float) -> None:
         if sent_at > self.tier.horizon:
             self.tier.horizon = sent_at
-            self.tier.valid_until = sent_at + self._max_staleness
+            self.tier.valid_until = self.lapses_at = sent_at + self._max_staleness
 
     def _replace_tier(self, cause: RemovalCause, *, keep_horizon: bool) -> int:
         """Replace the tier by an empty one; lock-free readers may still finish with the old one (P4)."""

@@ -228,15 +228,17 @@ class _ProcessUse(_Use):
         self._lifeline = lifeline
 
     def end(self) -> None:
-        if not self._lifeline.cut():
+        if not (self._lifeline.cut() and self._is_gone_within(STOP_TIMEOUT / 2)):
             # The supervisor is gone, or somebody closed our end of the pipe. The server itself may still listen.
             with suppress(redis.RedisError), _client(self.server.url) as client:
                 client.shutdown(nosave=True)
-        if _wait_until(lambda: not _is_alive(self.server), STOP_TIMEOUT):
-            # The supervisor removes the folder too. Whoever comes second finds nothing to do.
-            shutil.rmtree(self._folder, ignore_errors=True)
-            return
-        raise CacheUnavailable(f"the {self.server.kind} at {self.server.url} did not end within {STOP_TIMEOUT:g} s")
+            if not self._is_gone_within(STOP_TIMEOUT / 2):
+                raise CacheUnavailable(f"the {self.server.kind} at {self.server.url} does not end")
+        # The supervisor removes the folder too. Whoever comes second finds nothing to do.
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _is_gone_within(self, timeout: float) -> bool:
+        return _wait_until(lambda: not _is_alive(self.server), timeout)
 
     def leave(self) -> None:
         self._lifeline.close()
@@ -272,7 +274,7 @@ class _Lifeline:
         self._identity = self._identify()
 
     def cut(self) -> bool:
-        """Tell the supervisor to end the server, although others may hold this end too. Return whether it heard."""
+        """Tell the supervisor to end the server, although others may hold this end too. Return whether it can hear."""
         if not self._is_open():
             return False
         try:

@@ -411,6 +411,7 @@ class FailoverMachine(CoherenceMachine):
         """The replica takes over, without what it lacks; subscribers learn it at once, or not at all."""
         self.old.append(self.world.server)
         if half_open:
+            self.world.server.silent = True
             self.world.server.links.clear()
             for member in self.members:
                 member.server = self.replica

@@ -109,6 +109,7 @@ class Server:
         self.log_length = log_length
         self.replay_limit = replay_limit
         self.status = ""  # what the probing write answers
+        self.silent = False  # True: subscriber connections are half open, nothing comes from here any more
         self.links = []
         self._entropy = itertools.count(1)
 
@@ -215,6 +216,8 @@ class Server:
 
     def take(self, link, command):
         """Execute a command of a subscriber connection; the answer goes into its queue."""
+        if self.silent:
+            return
         if isinstance(command, Subscribe):
             if link not in self.links:
                 self.links.append(link)

@@ -1,0 +1,48 @@
+"""The contract suite runs on every front. Each front is a factory of caches whose methods are plain calls."""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+
+from coherent_cache import CoherentCache
+
+
+def make_sync(url, **options):
+    return CoherentCache(url, **options)
+
+
+FRONTS = {"sync": make_sync}
+
+
+@pytest.fixture(params=sorted(FRONTS))
+def front(request):
+    return FRONTS[request.param]
+
+
+@pytest.fixture
+def url():
+    return f"memory://{secrets.token_hex(8)}"
+
+
+@pytest.fixture
+def make(front, url):
+    """Make caches of one namespace, quick to notice things; all are closed at the end."""
+    caches = []
+
+    def make(**options):
+        options = {"namespace": "contract", "heartbeat": 0.05, "max_staleness": 2.0} | options
+        cache = front(options.pop("url", url), **options)
+        caches.append(cache)
+        assert cache.wait_ready(5)
+        return cache
+
+    yield make
+    for cache in caches:
+        cache.close()
+
+
+@pytest.fixture
+def cache(make):
+    return make()

@@ -1,0 +1,554 @@
+"""What every front does, as a user sees it. One Redis (fakeredis) per test, no sleeps."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import threading
+import time
+import uuid
+
+import pytest
+
+from coherent_cache import (
+    MISSING,
+    CacheStats,
+    CacheUnavailable,
+    ConfigError,
+    ForeignValue,
+    InvalidKey,
+    SerializationError,
+    ValueTooLarge,
+    Version,
+    VersionConflict,
+)
+
+
+def eventually(predicate, description, timeout=5.0):
+    deadline = time.monotonic() + timeout
+    while not predicate():
+        assert time.monotonic() < deadline, description
+        threading.Event().wait(0.005)
+
+
+# -- reading and writing -----------------------------------------------------------------------------------------------
+
+
+def test_absent_key_gives_the_default(cache):
+    assert cache.get("k") is None
+    assert cache.get("k", 7) == 7
+    assert cache.get_entry("k") is None
+    assert "k" not in cache
+
+
+def test_set_returns_growing_versions_of_one_epoch(cache):
+    first, second = cache.set("a", 1), cache.set("b", 2)
+    assert isinstance(first, Version)
+    assert first < second
+    assert first.epoch == second.epoch
+
+
+def test_own_write_is_read_from_the_local_tier(cache):
+    version = cache.set("k", "v")
+    entry = cache.get_entry("k")
+    assert (entry.value, entry.version, entry.tier) == ("v", version, "local")
+    assert cache.stats().misses == 0
+
+
+def test_peer_reads_from_redis_then_locally(make):
+    writer, reader = make(), make()
+    version = writer.set("k", "v", ttl=100)
+    first = reader.get_entry("k")
+    assert (first.value, first.version, first.tier) == ("v", version, "redis")
+    assert 99 < first.expires_in <= 100
+    assert reader.get_entry("k").tier == "local"
+
+
+def test_peer_write_evicts(make):
+    writer, reader = make(), make()
+    writer.set("k", 1)
+    assert reader.get("k") == 1
+    writer.set("k", 2)
+    eventually(lambda: reader.get("k") == 2, "the peer's write arrives")
+
+
+def test_peer_delete_evicts(make):
+    writer, reader = make(), make()
+    writer.set("k", 1)
+    assert reader.get("k") == 1
+    assert writer.delete("k") is True
+    assert writer.delete("k") is False
+    eventually(lambda: reader.get("k") is None, "the peer's delete arrives")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, True, 0, -(2**70), 1.5, "text", b"bytes", [1, [2]], (1, (2,)), {"a": {1: None}}, {1, 2}, frozenset("ab"),
+        dt.datetime(2026, 1, 2, 3, 4, 5, 6, dt.UTC), dt.date(2026, 1, 2), dt.timedelta(microseconds=1),
+        decimal.Decimal("1.10"), uuid.UUID(int=5),
+    ],
+)  # fmt: skip
+def test_values_keep_value_and_type_in_both_tiers(make, value):
+    writer, reader = make(), make()
+    writer.set("k", value)
+    for cache in (writer, reader, reader):
+        got = cache.get("k", MISSING)
+        assert got == value
+        assert type(got) is type(value)
+
+
+def test_none_is_a_value(make):
+    writer, reader = make(), make()
+    writer.set("k", None)
+    assert "k" in reader
+    assert reader.get("k", 1) is None
+
+
+def test_get_many_returns_what_is_there_once(make):
+    writer, reader = make(), make()
+    writer.set_many({"a": 1, "b": 2})
+    reader.get("a")
+    assert reader.get_many(["a", "b", "c", "b"]) == {"a": 1, "b": 2}
+    stats = reader.stats()
+    assert (stats.hits, stats.misses, stats.redis_hits) == (1, 3, 2)
+    assert reader.get_many([]) == {}
+
+
+def test_set_many_gives_one_version_per_message(cache):
+    versions = cache.set_many({"a": 1, "b": 2})
+    assert versions["a"] == versions["b"]
+    assert cache.set_many({}) == {}
+    assert cache.get_many(["a", "b"]) == {"a": 1, "b": 2}
+
+
+def test_bulk_over_a_script_s_limit(make):
+    writer, reader = make(), make()
+    items = {f"k{number}": number for number in range(2500)}
+    assert len(set(writer.set_many(items).values())) == 3
+    assert reader.get_many(items) == items
+    assert writer.delete_many([*items, "nobody"]) == 2500
+    eventually(lambda: reader.get_many(items) == {}, "all are gone")
+
+
+def test_touch_changes_the_time_to_live_and_the_version(make):
+    writer, reader = make(), make()
+    version = writer.set("k", 1, ttl=1000)
+    reader.get("k")
+    assert writer.touch("k", 10) is True
+    eventually(lambda: reader.get_entry("k").version > version, "the touch arrives")
+    assert reader.get_entry("k").expires_in <= 10
+    assert writer.touch("nobody", 10) is False
+    assert writer.touch("k", None) is True
+    assert writer.get_entry("k").expires_in is None
+
+
+def test_expired_values_are_absent(make):
+    cache, peer = make(), make()
+    cache.set("k", 1, ttl=0.05)
+    peer.get("k")
+    eventually(lambda: cache.get("k") is None and peer.get("k") is None, "it expires in both tiers")
+
+
+def test_local_ttl_bounds_the_local_tier_alone(make):
+    cache = make(local_ttl=0.05)
+    cache.set("k", 1, ttl=100)
+    assert cache.get_entry("k").expires_in <= 0.05
+    eventually(lambda: cache.get_entry("k").tier == "redis", "the local entry expires, the value does not")
+
+
+# -- compare and set ---------------------------------------------------------------------------------------------------
+
+
+def test_if_version_stores_only_over_that_version(make):
+    cache, peer = make(), make()
+    version = cache.set("k", 1)
+    newer = peer.set("k", 2, if_version=version)
+    with pytest.raises(VersionConflict) as caught:
+        cache.set("k", 3, if_version=version)
+    assert (caught.value.key, caught.value.expected, caught.value.current) == ("k", version, newer)
+    assert cache.get("k") == 2, "the refusal told that the local value is outdated"
+
+
+def test_if_version_missing_stores_only_if_absent(cache):
+    version = cache.set("k", 1, if_version=MISSING)
+    with pytest.raises(VersionConflict) as caught:
+        cache.set("k", 2, if_version=MISSING)
+    assert (caught.value.expected, caught.value.current) == (None, version)
+    cache.delete("k")
+    cache.set("k", 3, if_version=MISSING)
+    assert cache.get("k") == 3
+
+
+def test_if_version_of_an_absent_key_conflicts(cache):
+    version = cache.set("k", 1)
+    cache.delete("k")
+    with pytest.raises(VersionConflict) as caught:
+        cache.set("k", 2, if_version=version)
+    assert caught.value.current is None
+
+
+def test_delete_if_version(cache):
+    version = cache.set("k", 1)
+    newer = cache.set("k", 2)
+    with pytest.raises(VersionConflict):
+        cache.delete("k", if_version=version)
+    assert cache.delete("k", if_version=newer) is True
+
+
+def test_update_is_atomic_under_contention(make):
+    caches = [make(), make()]
+
+    def count(cache):
+        for _ in range(50):
+            cache.update("n", lambda present: present + 1, default=0)
+
+    threads = [threading.Thread(target=count, args=(cache,)) for cache in caches * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert caches[0].get_entry("n").value == 200
+
+
+def test_update_returns_the_new_value_and_deletes_on_missing(cache):
+    assert cache.update("k", lambda present: (present, 1)) == (None, 1)
+    assert cache.update("k", lambda _: MISSING) is MISSING
+    assert "k" not in cache
+    assert cache.update("k", lambda _: MISSING) is MISSING
+
+
+def test_update_lets_the_function_s_error_through(cache):
+    cache.set("k", 1)
+    with pytest.raises(ZeroDivisionError):
+        cache.update("k", lambda present: present / 0)
+    assert cache.get("k") == 1
+
+
+# -- floors ------------------------------------------------------------------------------------------------------------
+
+
+def test_clear_reaches_everybody_and_does_not_reach_later_writes(make):
+    cache, peer = make(), make()
+    cache.set_many({"a": 1, "b": 2})
+    peer.get_many(["a", "b"])
+    version = cache.clear()
+    assert cache.get("a") is None
+    eventually(lambda: peer.get_many(["a", "b"]) == {}, "the clear arrives")
+    assert peer.set("a", 3) > version
+    assert cache.get("a") == 3
+    assert make().get("b") is None, "an instance that did not hear the clear agrees"
+
+
+def test_tags_reach_those_that_carry_one(make):
+    cache, peer = make(), make()
+    cache.set("a", 1, tags=["x", "y"])
+    cache.set("b", 2, tags=("y",))
+    cache.set("c", 3)
+    assert peer.get_many(["a", "b", "c"]) == {"a": 1, "b": 2, "c": 3}
+    cache.invalidate_tags("x")
+    assert cache.get_many(["a", "b", "c"]) == {"b": 2, "c": 3}
+    eventually(lambda: peer.get("a") is None, "the invalidation arrives")
+    assert make().get_many(["a", "b", "c"]) == {"b": 2, "c": 3}
+    cache.set("a", 4, tags=["x"])
+    assert make().get("a") == 4
+
+
+# -- as a mapping ------------------------------------------------------------------------------------------------------
+
+
+def test_mapping_access(cache):
+    cache["k"] = 1
+    assert cache["k"] == 1
+    assert "k" in cache
+    del cache["k"]
+    with pytest.raises(KeyError):
+        cache["k"]
+    with pytest.raises(KeyError):
+        del cache["k"]
+
+
+# -- the local tier ----------------------------------------------------------------------------------------------------
+
+
+def test_copies_isolate_callers(make):
+    cache, peer = make(), make()
+    value = {"a": [1]}
+    cache.set("k", value)
+    value["a"].append("changed by the writer after set")
+    for reader in (cache, peer, peer):
+        got = reader.get("k")
+        assert got == {"a": [1]}
+        got["a"].append("changed by a reader")
+    assert cache.get_many(["k"])["k"] is not cache.get("k")
+
+
+def test_copy_values_false_shares_one_object_but_never_the_writer_s(make):
+    cache = make(copy_values=False)
+    value = {"a": [1]}
+    cache.set("k", value)
+    value["a"].append(2)
+    assert cache.get("k") == {"a": [1]}
+    assert cache.get("k") is cache.get("k")
+
+
+@pytest.mark.parametrize("policy", ["lru", "lfu", "fifo", "random"])
+def test_limits_hold_for_every_policy(make, policy):
+    cache = make(policy=policy, max_entries=10)
+    for number in range(50):
+        cache.set(f"k{number}", number)
+        cache.get(f"k{number % 7}")
+    stats = cache.stats()
+    assert stats.size == 10
+    assert stats.evictions == stats.removals["size"] > 0
+
+
+def test_lru_keeps_what_is_used(make):
+    cache = make(max_entries=2)
+    cache.set("a", 1)
+    cache.set("b", 2)
+    cache.get("a")
+    cache.set("c", 3)
+    assert [cache.get_entry(key).tier for key in ("a", "c", "b")] == ["local", "local", "redis"]
+
+
+def test_max_bytes_bounds_the_estimate(make):
+    cache = make(max_bytes=50_000)
+    for number in range(100):
+        cache.set(f"k{number}", "x" * 1000)
+    assert 0 < cache.stats().bytes <= 50_000
+
+
+def test_warm_loads_and_counts(make):
+    writer, reader = make(), make()
+    writer.set_many({"a": 1, "b": 2})
+    assert reader.warm(["a", "b", "c"]) == 2
+    assert reader.get_entry("a").tier == "local"
+
+
+def test_clear_local_empties_this_instance_alone(make):
+    cache, peer = make(), make()
+    cache.set_many({"a": 1, "b": 2})
+    peer.get_many(["a", "b"])
+    assert cache.clear_local() == 2
+    assert peer.get_entry("a").tier == "local"
+    assert cache.get_entry("a").tier == "redis"
+
+
+def test_without_a_local_tier_it_is_a_plain_remote_cache(make):
+    cache = make(local_enabled=False)
+    version = cache.set("k", {"a": 1})
+    entry = cache.get_entry("k")
+    assert (entry.value, entry.version, entry.tier) == ({"a": 1}, version, "redis")
+    assert cache.get_many(["k"]) == {"k": {"a": 1}}
+    assert cache.warm(["k"]) == 0
+    stats = cache.stats()
+    assert (stats.enabled, stats.size, stats.hits) == (False, 0, 0)
+    assert (cache.state, cache.staleness_bound()) == ("coherent", 0.0)
+
+
+def test_several_shards(make):
+    cache, peer = make(shards=4), make(shards=4)
+    items = {f"k{number}": number for number in range(100)}
+    cache.set_many(items)
+    assert peer.get_many(items) == items
+    assert {peer.get_entry(key).tier for key in items} == {"local"}
+    cache.clear()
+    eventually(lambda: peer.get_many(items) == {}, "the clear reaches all shards")
+
+
+# -- what is known about it --------------------------------------------------------------------------------------------
+
+
+def test_stats_count(make):
+    cache, peer = make(), make()
+    cache.set("k", 1)
+    for _ in range(3):
+        peer.get("k")
+    peer.get("nobody")
+    stats = peer.stats()
+    assert isinstance(stats, CacheStats)
+    assert (stats.hits, stats.misses, stats.redis_hits, stats.total_requests) == (2, 2, 1, 4)
+    assert stats.hit_rate == 0.5
+    assert stats.as_dict()["hits"] == 2
+    assert (stats.enabled, stats.size, stats.max_entries, stats.state) == (True, 1, 10_000, "coherent")
+    eventually(lambda: peer.stats().invalidations_received == 1, "the set's message arrives")
+
+
+def test_state_and_bound(cache):
+    assert cache.state == "coherent"
+    assert 0 <= cache.staleness_bound() <= 2.0
+
+
+def test_events_reach_callbacks_until_they_are_taken_off(make):
+    cache, peer = make(), make()
+    seen = []
+    stop = cache.on_event(seen.append)
+    peer.set("k", 1)
+    eventually(lambda: any(event.name == "invalidation" for event in seen), "the event comes")
+    (event,) = (event for event in seen if event.name == "invalidation")
+    assert (event.kind, event.names, event.origin) == ("set", ("k",), peer.instance_id)
+    stop()
+    del seen[:]
+    peer.set("k", 2)
+    eventually(lambda: cache.stats().invalidations_received == 2, "the second message comes")
+    assert not seen
+
+
+def test_a_callback_that_raises_harms_nobody(make):
+    cache, peer = make(), make()
+    cache.on_event(lambda _: 1 / 0)
+    peer.set("k", 1)
+    eventually(lambda: cache.stats().invalidations_received == 1, "the message is applied all the same")
+    assert cache.state == "coherent"
+
+
+def test_instance_id_is_shown(make):
+    cache = make(instance_id="worker-1")
+    assert cache.instance_id == "worker-1"
+    assert "contract" in repr(cache)
+
+
+def test_close_is_final_and_idempotent(cache):
+    cache.set("k", 1)
+    cache.close()
+    cache.close()
+    with pytest.raises(CacheUnavailable, match="closed"):
+        cache.get("k")
+    with pytest.raises(CacheUnavailable, match="closed"):
+        cache.set("k", 1)
+    assert "closed" in repr(cache)
+
+
+def test_context_manager_closes(make):
+    with make() as cache:
+        cache.set("k", 1)
+    with pytest.raises(CacheUnavailable, match="closed"):
+        cache.get("k")
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["", "x" * 1025, "é" * 513, 1, b"k", None, [], "\ud800"])
+def test_bad_keys_are_refused_everywhere(cache, key):
+    operations = [
+        lambda: cache.get(key),
+        lambda: cache.get_entry(key),
+        lambda: cache.get_many(["fine", key]),
+        lambda: cache.set(key, 1),
+        lambda: cache.delete(key),
+        lambda: cache.delete_many(["fine", key]),
+        lambda: cache.touch(key, 1),
+        lambda: cache.update(key, lambda _: 1),
+        lambda: cache.warm([key]),
+        lambda: key in cache,
+        lambda: cache[key],
+    ]
+    if isinstance(key, str):
+        operations.append(lambda: cache.set_many({"fine": 1, key: 1}))
+    for operation in operations:
+        with pytest.raises(InvalidKey):
+            operation()
+    assert cache.get_many(["fine"]) == {}
+
+
+def test_the_longest_key_is_fine(make):
+    writer, reader = make(), make()
+    key = "é" * 512
+    writer.set(key, 1)
+    assert reader.get(key) == 1
+
+
+@pytest.mark.parametrize("value", [object(), bytearray(b"x"), {"a": {object()}}, "\ud800", lambda: 1])
+def test_unserialisable_values_are_refused_before_anything_is_sent(cache, value):
+    version = cache.set("k", 1)
+    with pytest.raises(SerializationError, match="k"):
+        cache.set("k", value)
+    with pytest.raises(SerializationError):
+        cache.set_many({"fine": 1, "k": value})
+    assert cache.get_entry("k").version == version
+    assert "fine" not in cache
+
+
+def test_oversized_values_are_refused(make):
+    cache = make(max_value_bytes=100)
+    cache.set("k", "x" * 90)
+    with pytest.raises(ValueTooLarge) as caught:
+        cache.set("k", "x" * 101)
+    assert (caught.value.key, caught.value.limit) == ("k", 100)
+    assert cache.get("k") == "x" * 90
+
+
+@pytest.mark.parametrize("ttl", [0, -1, float("nan"), float("inf"), "1", True])
+def test_bad_ttls_are_refused(cache, ttl):
+    with pytest.raises(ConfigError, match="ttl"):
+        cache.set("k", 1, ttl=ttl)
+    with pytest.raises(ConfigError, match="ttl"):
+        cache.touch("k", ttl)
+    assert "k" not in cache
+
+
+@pytest.mark.parametrize("tags", ["x", [1], [""], ["x" * 256], 5])
+def test_bad_tags_are_refused(cache, tags):
+    with pytest.raises(ConfigError, match="tag"):
+        cache.set("k", 1, tags=tags)
+    with pytest.raises(ConfigError):
+        cache.invalidate_tags()
+
+
+@pytest.mark.parametrize("keys", ["text", b"bytes", 5])
+def test_one_key_where_several_are_wanted(cache, keys):
+    for operation in (cache.get_many, cache.delete_many, cache.warm):
+        with pytest.raises(ConfigError, match="keys"):
+            operation(keys)
+    with pytest.raises(ConfigError, match="mapping"):
+        cache.set_many([("a", 1)])
+
+
+def test_bad_if_version(cache):
+    with pytest.raises(ConfigError, match="if_version"):
+        cache.set("k", 1, if_version=5)
+
+
+def test_foreign_values_raise_or_miss(make):
+    cache, lenient = make(), make(on_foreign="miss")
+    cache.set("k", 1)
+    connection = cache._runtime._pool.acquire()
+    name = cache._runtime._io._scripts.names[0].value(b"k")
+    for raw in (b"somebody else's", b"\xc1\x01damaged", b"\xc1\x09of a newer release"):
+        command = b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(name), name, len(raw), raw)
+        assert connection.exchange(command, 1) == [b"OK"]
+        cache.clear_local()
+        with pytest.raises(ForeignValue, match="'k'") as caught:
+            cache.get("k")
+        assert raw.decode("latin-1") not in str(caught.value)
+        with pytest.raises(ForeignValue):
+            cache.get_many(["k", "other"])
+        with pytest.raises(ForeignValue):
+            cache.set("k", 2, if_version=MISSING)
+        assert lenient.get("k", "none") == "none"
+    cache._runtime._pool.release(connection, sound=True)
+    cache.set("k", 3)
+    assert lenient.get("k") == 3
+
+
+def test_another_serializer_s_values(make):
+    packed, texts = make(), make(serializer="json")
+    packed.set("k", {"a": 1})
+    assert texts.get("k") == {"a": 1}
+    texts.set("k", {"a": 2})
+    eventually(lambda: packed.get("k") == {"a": 2}, "msgpack reads json")
+    with pytest.warns(UserWarning, match="pickle"):
+        pickled = make(serializer="pickle")
+    pickled.set("k", {"a": 3})
+    eventually(lambda: _refused(packed) is not None, "the message arrives")
+    assert "pickle" in _refused(packed), "pickle is never unpickled uninvited"
+
+
+def _refused(cache):
+    try:
+        cache.get("k")
+    except SerializationError as error:
+        return str(error)
+    return None

@@ -62,8 +62,8 @@ class Shard:
         position: seq of the last message applied in order; None together with ``epoch``.
         nonce: that message's nonce.
         server: run id of the server that the synchronised connection leads to; None while there is none (P16).
-        lapses_at: when the last proof of freshness (before the first: the first tick) is ``max_staleness`` old. Outlives
-            a flush, which takes the tier's horizon but not the connection.
+        lapses_at: when the last proof of freshness (before the first: the first tick) is ``max_staleness`` old. A flush
+            takes the tier's horizon, but not this.
         synced: whether messages continue the position; False from a doubt to the next completed resync.
         lag: the propagation meter.
     """

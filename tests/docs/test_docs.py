@@ -1,0 +1,46 @@
+"""The documentation is true: code blocks run, links lead somewhere, the state diagram is the table's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from coherent_cache.core.states import TRANSITIONS
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def blocks():
+    for page in PAGES:
+        for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)):
+            yield pytest.param(code, id=f"{page.relative_to(ROOT)}:{number}")
+
+
+@pytest.mark.parametrize("code", list(blocks()))
+def test_code_blocks_run(code):
+    exec(compile(code, "<documentation>", "exec"), {"__name__": "documentation"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_internal_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
+
+
+def mermaid():
+    yield "```mermaid"
+    yield "stateDiagram-v2"
+    yield "    [*] --> CONNECTING"
+    for old, row in TRANSITIONS.items():
+        for trigger, new in row.items():
+            if new is not old:
+                yield f"    {old.name} --> {new.name}: {trigger.value}"
+    yield "```"
+
+
+def test_the_state_diagram_is_drawn_from_the_table():
+    page = (ROOT / "docs/explanation/protocol.md").read_text("utf-8")
+    assert "\n".join(mermaid()) in page

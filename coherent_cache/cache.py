@@ -13,7 +13,8 @@ from typing import Any, Final, Literal
 from coherent_cache import config
 from coherent_cache.config import Settings, check_instance_id, check_ttl
 from coherent_cache.core import operations
-from coherent_cache.core.local_tier import Entry, LocalTier
+from coherent_cache.core.entries import Entry
+from coherent_cache.core.local_tier import LocalTier
 from coherent_cache.core.operations import MISSING, Missing
 from coherent_cache.core.requests import Condition
 from coherent_cache.core.shard import Shard

@@ -24,7 +24,7 @@ from coherent_cache.cache import CoherentCache
 from coherent_cache.cli.common import EXIT_OK, EXIT_PROBLEM, URL_VARIABLE, add_json, say_json
 from coherent_cache.cli.demo_database import Database
 from coherent_cache.cli.demo_fleet import Fleet, Member, WorkerLost
-from coherent_cache.cli.demo_view import Silence, View, duration, hit_rate, make_view, outcome
+from coherent_cache.cli.demo_view import Silence, View, duration, hit_rate, make_view, outcome, several
 from coherent_cache.cli.demo_worker import MAX_STALENESS, READS_PER_SECOND, Plan, Tally, shared_clock
 from coherent_cache.errors import CacheUnavailable, CoherentCacheError, ConfigError
 from coherent_cache.remote.embedded import KIND_FAKE, EmbeddedServer, embedded_server
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             stack.enter_context(_removed_at_the_end(url, namespace))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="coherent-cache-demo-")))
         database = stack.enter_context(Database.create(folder / "items.db", args.keys))
-        title = f"{args.workers} workers, {place.description}, {args.keys:,} rows in SQLite"
+        title = f"{several(args.workers, 'worker')}, {place.description}, {several(args.keys, 'row')} in SQLite"
         plans = [
             Plan(
                 number=number, url=place.url, namespace=namespace, instance_id=f"{namespace}.worker-{number}",
@@ -180,7 +180,7 @@ class Show:
         """
         members = self._fleet.members
         deadline = shared_clock() + READY_SECONDS
-        self._view.note(0.0, f"starting {len(members)} processes")
+        self._view.note(0.0, "starting")
         while any(member.state == "starting" for member in members):
             if shared_clock() > deadline:
                 raise WorkerLost(f"the workers were not ready within {READY_SECONDS:g} s")
@@ -340,8 +340,8 @@ def _summary(report: dict[str, Any]) -> Iterator[str]:
         f"(paced at {report['reads_per_second_asked']:,}), hit rate {100 * report['hit_rate']:.2f} %"
     )
     yield (
-        f"{report['writes']:,} writes; {report['unavailable']:,} reads were answered by the database "
-        "because Redis was away"
+        f"{several(report['writes'], 'write')}; {several(report['unavailable'], 'read')} had to be answered by the "
+        "database because Redis was away"
     )
     if propagation["samples"]:
         yield (

@@ -114,10 +114,15 @@ def outcome(event: dict[str, Any]) -> str:
     known = {
         "first": "nothing was held any more",
         "unbroken": "nothing was missed",
-        "replayed": f"replayed {event['replayed']} missed messages",
+        "replayed": f"replayed {several(event['replayed'], 'missed message')}",
         "flushed": "entries dropped",
     }
     return known.get(event["outcome"], str(event["outcome"]))
+
+
+def several(number: int, what: str) -> str:
+    """Return a number of things."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,8 @@ from random import Random
 from typing import Any, Final
 
 from coherent_cache.config import Settings
-from coherent_cache.core.local_tier import ENTRY_OVERHEAD_BYTES, Entry, LocalTier, RemovalCause, TierCounts
+from coherent_cache.core.entries import ENTRY_OVERHEAD_BYTES, Entry, RemovalCause, TierCounts
+from coherent_cache.core.local_tier import LocalTier
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.states import State, worst
 from coherent_cache.core.stats import CacheStats, Counters

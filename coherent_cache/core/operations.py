@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from math import inf
 from typing import Any, Final, NamedTuple, NoReturn
 
+from coherent_cache.core.entries import Entry
 from coherent_cache.core.instance import Instance, KeyFacts
-from coherent_cache.core.local_tier import Entry
 from coherent_cache.core.requests import (
     MAX_BYTES_PER_SCRIPT,
     MAX_KEYS_PER_SCRIPT,

@@ -23,7 +23,8 @@ from contextlib import AbstractContextManager
 from math import inf
 from typing import Final
 
-from coherent_cache.core.local_tier import Entry, LocalTier, RemovalCause
+from coherent_cache.core.entries import Entry, RemovalCause
+from coherent_cache.core.local_tier import LocalTier
 from coherent_cache.core.requests import ReadReply, WriteReply
 from coherent_cache.core.states import TRANSITIONS, State, Trigger
 from coherent_cache.core.stats import Counters, LagMeter

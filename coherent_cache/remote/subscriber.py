@@ -210,13 +210,13 @@ class Subscriber:
             while not self._stopping.is_set():
                 items = link.receive(min(next_tick - self._clock(), LONGEST_WAIT))
                 now = self._clock()
-                foreign = session.foreign
+                foreign, plain = session.foreign, True
                 for item in items:
-                    wire.dispatch(item, now)
+                    plain &= wire.dispatch(item, now)
                 if items and items[-1].kind == "message" and session.foreign == foreign:
                     time.sleep(ECHO_PAUSE)
-                if items and now < next_tick and not session.outgoing:
-                    # A message in time, the common case: nothing is due.
+                if items and plain and now < next_tick and not (session.outgoing or self._events.waiting):
+                    # Invalidations in time, the common case: nothing is due. An answer moves what is due next.
                     continue
                 session.tick(self._clock())
                 wire.send_outgoing()
@@ -284,13 +284,14 @@ class _Wire:
             else:
                 self._ask_inline(command, text=False)
 
-    def dispatch(self, item: Item, now: float) -> None:
-        """Hand something that came in to the session."""
+    def dispatch(self, item: Item, now: float) -> bool:
+        """Hand something that came in to the session; tell whether it was an invalidation."""
         match item.kind:
             case "message":
                 if item.channel in self._channels:
                     self._session.message(self._channels[item.channel], item.data, now)
-                elif item.channel in self._marks:
+                    return True
+                if item.channel in self._marks:
                     self._session.answer(self._marks[item.channel], item.data, now)
             case "subscribe":
                 if item.channel in self._channels:
@@ -306,6 +307,7 @@ class _Wire:
                 self._session.answer(command.shard, item.data, now)
             case _:
                 self._refused(*self._asked.popleft(), item.data)
+        return False
 
     def _refused(self, command: Sync, text_sent: bool, error: ReplyError) -> None:  # noqa: FBT001
         if error.code == "NOSCRIPT" and not text_sent:

@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from coherent_cache.core.local_tier import RemovalCause
+from coherent_cache.core.entries import RemovalCause
 from coherent_cache.core.requests import ReadRequest
 from coherent_cache.core.states import State
 from coherent_cache.errors import CacheUnavailable, VersionConflict

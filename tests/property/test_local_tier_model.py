@@ -8,7 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from coherent_cache.core.local_tier import Entry, LocalTier, RemovalCause
+from coherent_cache.core.entries import Entry, RemovalCause
+from coherent_cache.core.local_tier import LocalTier
 
 KEYS = st.sampled_from([f"k{number}" for number in range(12)])
 TAGS = st.lists(st.sampled_from(["red", "green", "blue"]), max_size=3).map(tuple)

@@ -13,17 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from coherent_cache.core import local_tier
-from coherent_cache.core.local_tier import (
-    ENTRY_OVERHEAD_BYTES,
-    POLICIES,
-    CountedEntry,
-    Entry,
-    LocalTier,
-    LruPolicy,
-    RemovalCause,
-    TierCounts,
-    estimated_size,
-)
+from coherent_cache.core.entries import ENTRY_OVERHEAD_BYTES, CountedEntry, Entry, RemovalCause, TierCounts
+from coherent_cache.core.eviction import POLICIES, LruPolicy
+from coherent_cache.core.local_tier import LocalTier
 
 ALL_POLICIES = ["lru", "lfu", "fifo", "random"]
 GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -122,11 +114,6 @@ def test_an_entry_lives_strictly_before_its_expiry(shared):
 def test_entries_and_tiers_have_no_dict():
     for held in (entry(), TierCounts(), new_tier().tier, CountedEntry(entry(), stamp=1, frequency=1)):
         assert not hasattr(held, "__dict__")
-
-
-def test_the_size_counts_utf8_payload_and_overhead():
-    assert estimated_size("abc", 10) == 13 + ENTRY_OVERHEAD_BYTES
-    assert estimated_size("äb€", 10) == 16 + ENTRY_OVERHEAD_BYTES
 
 
 def test_the_overhead_is_about_what_an_entry_really_costs():

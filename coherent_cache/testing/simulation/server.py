@@ -1,0 +1,398 @@
+"""A simulated Redis process: executes requests with the semantics of ``remote/scripts``, on real bytes.
+
+It knows no network and no time but what its clock says. Links subscribe by being listed in ``links``; whoever must know
+what changed listens to ``on_changed``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Final, NamedTuple, Protocol
+
+from coherent_cache.core.requests import (
+    Condition,
+    DeleteRequest,
+    FloorRequest,
+    ReadReply,
+    ReadRequest,
+    Reply,
+    Request,
+    StoreRequest,
+    TouchRequest,
+    WriteReply,
+)
+from coherent_cache.versions import NONCE_BYTES
+from coherent_cache.wire import (
+    PREFIX_BYTES,
+    Kind,
+    Message,
+    SyncReply,
+    WireError,
+    decode_envelope,
+    encode_envelope,
+    encode_message,
+    encode_sync_reply,
+)
+
+EXPIRY_END: Final = 69
+"""Offset of tags and payload in an envelope."""
+
+DENIED_WHEN_FULL: Final = "OOM"
+
+
+class Refused(Exception):
+    """The server answered an error.
+
+    Attributes:
+        maybe_applied: whether the answer leaves open that something was written.
+    """
+
+    def __init__(self, text: str, *, maybe_applied: bool) -> None:
+        super().__init__(text)
+        self.maybe_applied = maybe_applied
+
+
+class Subscriber(Protocol):
+    """Where published messages go."""
+
+    def push(self, kind: str, shard: int, data: bytes) -> None:
+        """Take a message that the server sends."""
+
+
+class Stored(NamedTuple):
+    """What a Redis key holds, with what its header says.
+
+    Attributes:
+        data: the bytes; None for a value that is no string.
+        envelope: whether the bytes are an envelope.
+        epoch: its epoch.
+        seq: its version.
+        expires_ms: when Redis drops it; 0 for never.
+        tags: its tags.
+    """
+
+    data: bytes | None
+    envelope: bool
+    epoch: bytes
+    seq: int
+    expires_ms: int
+    tags: tuple[str, ...]
+
+    @classmethod
+    def of(cls, data: bytes | None) -> Stored:
+        """Look at bytes as the scripts do: at the header alone, whosever it is."""
+        try:
+            epoch, seq, expires, _, tags, _ = decode_envelope(data or b"", (data or b"")[:PREFIX_BYTES])
+        except WireError:
+            return cls(data, False, b"", 0, 0, ())
+        return cls(data, True, epoch, seq, expires, tags)
+
+
+class ShardData:
+    """One shard's data. Without an epoch there is no clock.
+
+    Attributes:
+        log: seq and message of the latest writes.
+        values: by user key.
+        gone: keys whose value Redis dropped or another program changed: what is absent there was not deleted.
+    """
+
+    __slots__ = ("epoch", "floor", "gone", "log", "nonce", "seq", "tag_floors", "tag_seq", "values")
+
+    def __init__(self) -> None:
+        self.epoch: bytes | None = None
+        self.seq = 0
+        self.nonce = b""
+        self.floor = 0
+        self.tag_seq = 0
+        self.tag_floors: dict[str, int] = {}
+        self.log: list[tuple[int, bytes]] = []
+        self.values: dict[str, Stored] = {}
+        self.gone: set[str] = set()
+
+    def copy(self) -> ShardData:
+        """Return what a replica has that is up to date now."""
+        other = ShardData()
+        other.epoch, other.seq, other.nonce = self.epoch, self.seq, self.nonce
+        other.floor, other.tag_seq, other.tag_floors = self.floor, self.tag_seq, self.tag_floors.copy()
+        other.log, other.values, other.gone = self.log.copy(), self.values.copy(), self.gone.copy()
+        return other
+
+    def lose_clock(self) -> None:
+        """Forget the clock hash, floors and all; values and log stay."""
+        self.epoch, self.seq, self.nonce = None, 0, b""
+        self.floor = self.tag_seq = 0
+        self.tag_floors = {}
+
+
+class Server:
+    """One Redis process.
+
+    Attributes:
+        run_id: its run id.
+        data: its data, per shard.
+        links: connections that are subscribed to all channels.
+        refuse: error code that writes are answered with: ``OOM``, ``MISCONF``, ``READONLY``...; empty for none.
+        abort_after: the next write dies after this many of its commands; None for none.
+        alive: whether the process runs.
+        stalled_until: until when it does not go on.
+        on_changed: called with (server, shard, keys) after each write that may have changed values.
+        on_half_run: called with (server, shard) if a write died before it was published.
+    """
+
+    COMMANDS: ClassVar[tuple[str, ...]] = ("append", "bump", "publish", "put")
+    """What a write does, in this order (P1)."""
+
+    def __init__(
+        self,
+        run_id: str,
+        *,
+        shards: int,
+        clock: Callable[[], float],
+        entropy: Callable[[], bytes],
+        log_length: int,
+        replay_limit: int,
+        on_changed: Callable[[Server, int, Sequence[str]], None] | None = None,
+        on_half_run: Callable[[Server, int], None] | None = None,
+    ) -> None:
+        """Make an empty server.
+
+        Args:
+            run_id: its run id.
+            shards: shards of the namespace.
+            clock: its clock, in seconds.
+            entropy: makes the 16 random bytes that clients bring.
+            log_length: entries that a log keeps.
+            replay_limit: entries that a resync may ask for.
+            on_changed: see the class.
+            on_half_run: see the class.
+        """
+        self.run_id = run_id
+        self.data = [ShardData() for _ in range(shards)]
+        self.links: list[Subscriber] = []
+        self.refuse = ""
+        self.abort_after: int | None = None
+        self.alive = True
+        self.stalled_until = 0.0
+        self.on_changed = on_changed or (lambda _server, _shard, _keys: None)
+        self.on_half_run = on_half_run or (lambda _server, _shard: None)
+        self._clock = clock
+        self._entropy = entropy
+        self._log_length = log_length
+        self._replay_limit = replay_limit
+
+    # -- commands --------------------------------------------------------------------------------------------------
+
+    def execute(self, request: Request, *, origin: str, sent_at: float) -> Reply:
+        """Execute a request.
+
+        Raises:
+            Refused: the server answers an error.
+        """
+        data = self.data[request.shard]
+        match request:
+            case ReadRequest():
+                return self._read(data, request, sent_at)
+            case StoreRequest():
+                return self._store(data, request, origin, sent_at)
+            case DeleteRequest():
+                return self._delete(data, request, origin, sent_at)
+            case TouchRequest():
+                return self._touch(data, request, origin, sent_at)
+            case FloorRequest():
+                return self._raise_floor(data, request, origin, sent_at)
+
+    def sync(self, shard: int, token: bytes, position: int | None) -> bytes:
+        """Answer a heartbeat or a resync."""
+        data = self.data[shard]
+        status = "" if self.refuse == DENIED_WHEN_FULL else self.refuse
+        epoch, seq, nonce = data.epoch, data.seq, data.nonce
+        if epoch is None:
+            epoch = self._entropy()
+            seq, nonce = 0, epoch[:NONCE_BYTES]
+            if not status:
+                data.log.clear()
+                data.epoch, data.seq, data.nonce = epoch, seq, nonce
+        entries: tuple[bytes, ...] = ()
+        most = self._replay_limit
+        if position is not None and position < seq <= position + most:
+            entries = tuple([message for at, message in data.log if at >= position][: most + 1])
+        return encode_sync_reply(SyncReply(token, status, epoch, seq, nonce, self._now_us(), entries))
+
+    # -- what the scripts do ---------------------------------------------------------------------------------------
+
+    def live(self, shard: int, key: str) -> Stored | None:
+        """Return the live value of a key (P2), None if there is none."""
+        data = self.data[shard]
+        return self._get(data, key) if self._live_seq(data, key) else None
+
+    def _get(self, data: ShardData, key: str) -> Stored | None:
+        stored = data.values.get(key)
+        if stored is not None and 0 < stored.expires_ms <= self._now_ms():
+            del data.values[key]
+            return None
+        return stored
+
+    def _live_seq(self, data: ShardData, key: str) -> int | None:
+        """Return the version of a live value, 0 if absent or dead, None if other bytes are there."""
+        stored = self._get(data, key)
+        if stored is None or stored.data == b"":
+            return 0
+        if not stored.envelope:
+            return None
+        floor = max(data.floor, self._tag_floor(data, stored))
+        return stored.seq if stored.epoch == data.epoch and floor < stored.seq <= data.seq else 0
+
+    @staticmethod
+    def _tag_floor(data: ShardData, stored: Stored) -> int:
+        return max([data.tag_floors.get(tag, 0) for tag in stored.tags], default=0)
+
+    def _read(self, data: ShardData, request: ReadRequest, sent_at: float) -> ReadReply:
+        found = [self._get(data, key.decode("utf-8")) for key in request.keys]
+        no_string = b"" if len(found) == 1 else None
+        envelopes = [None if each is None else no_string if each.data is None else each.data for each in found]
+        tag_floors: list[int] = []
+        if request.judge_tags:
+            tag_floors = [0 if each is None else self._tag_floor(data, each) for each in found]
+        return ReadReply(
+            epoch=data.epoch or b"",
+            seq=data.seq,
+            floor=data.floor,
+            tag_seq=0 if request.judge_tags else data.tag_seq,
+            now_ms=self._now_ms(),
+            envelopes=envelopes,
+            tag_floors=tag_floors if any(tag_floors) else (),
+            server=self.run_id,
+            sent_at=sent_at,
+        )
+
+    def _store(self, data: ShardData, request: StoreRequest, origin: str, sent_at: float) -> WriteReply:
+        if request.condition is not None:
+            refusal = self._refusal(data, request.keys[0], request.condition, sent_at)
+            if refusal is not None:
+                return refusal
+        expires_ms = self._now_ms() + request.ttl_ms if request.ttl_ms else 0
+
+        def put(epoch: bytes, seq: int) -> None:
+            for at, key in enumerate(request.keys):
+                prefix, content = request.parts[2 * at : 2 * at + 2]
+                data.values[key] = Stored.of(encode_envelope(prefix, epoch, seq, expires_ms, content))
+            data.gone.difference_update(request.keys)
+            self.on_changed(self, request.shard, request.keys)
+
+        self._write(data, request.shard, Kind.SET, request.keys, origin, put, dirty=False)
+        return self._reply(data, sent_at)
+
+    def _delete(self, data: ShardData, request: DeleteRequest, origin: str, sent_at: float) -> WriteReply:
+        if request.condition is not None:
+            refusal = self._refusal(data, request.keys[0], request.condition, sent_at)
+            if refusal is not None:
+                return refusal
+        existed = [self._live_seq(data, key) != 0 for key in request.keys]
+        self._check_refuse(DENIED_WHEN_FULL)
+        for key in request.keys:
+            data.values.pop(key, None)
+            data.gone.add(key)  # until it is published
+
+        def put(_epoch: bytes, _seq: int) -> None:
+            data.gone.difference_update(request.keys)
+            self.on_changed(self, request.shard, request.keys)
+
+        self._write(data, request.shard, Kind.DELETE, request.keys, origin, put, dirty=True)
+        return self._reply(data, sent_at, existed=existed)
+
+    def _touch(self, data: ShardData, request: TouchRequest, origin: str, sent_at: float) -> WriteReply:
+        current = self._live_seq(data, request.key)
+        if not current:
+            return self._reply(data, sent_at, applied=False, foreign=current is None)
+        expires_ms = self._now_ms() + request.ttl_ms if request.ttl_ms else 0
+
+        def put(_epoch: bytes, seq: int) -> None:
+            old = data.values[request.key].data or b""
+            head = b"%b%016d%b%016d" % (old[:36], seq, old[52:53], expires_ms)
+            data.values[request.key] = Stored.of(head + old[EXPIRY_END:])
+            self.on_changed(self, request.shard, (request.key,))
+
+        self._write(data, request.shard, Kind.TOUCH, (request.key,), origin, put, dirty=False)
+        return self._reply(data, sent_at)
+
+    def _raise_floor(self, data: ShardData, request: FloorRequest, origin: str, sent_at: float) -> WriteReply:
+        def put(_epoch: bytes, seq: int) -> None:
+            if request.kind is Kind.CLEAR:
+                data.floor = seq
+                data.gone.clear()
+            else:
+                data.tag_seq = seq
+                data.tag_floors.update(dict.fromkeys(request.tags, seq))
+            self.on_changed(self, request.shard, tuple(data.values))
+
+        self._write(data, request.shard, request.kind, request.tags, origin, put, dirty=True)
+        return self._reply(data, sent_at)
+
+    def _write(
+        self,
+        data: ShardData,
+        shard: int,
+        kind: Kind,
+        names: tuple[str, ...],
+        origin: str,
+        put: Callable[[bytes, int], None],
+        *,
+        dirty: bool,
+    ) -> None:
+        """Append, bump, publish, then change values. ``dirty``: something was written before, so memory may be full."""
+        self._check_refuse(DENIED_WHEN_FULL if dirty or data.epoch is None else "")
+        entropy = self._entropy()
+        epoch, seq, nonce = data.epoch or entropy, data.seq + 1, entropy[:NONCE_BYTES]
+        message = encode_message(Message(kind, epoch, seq, nonce, self._now_us(), origin, names))
+        if data.epoch is None:
+            data.log.clear()
+        for done, command in enumerate(self.COMMANDS):
+            if self.abort_after == done:
+                self.abort_after = None
+                if "publish" not in self.COMMANDS[:done]:
+                    self.on_half_run(self, shard)
+                raise Refused("ERR the script died half-way", maybe_applied=True)
+            if command == "append":
+                if data.log and data.log[-1][0] >= seq:
+                    data.log.clear()
+                data.log.append((seq, message))
+                del data.log[: -self._log_length]
+            elif command == "bump":
+                data.epoch, data.seq, data.nonce = epoch, seq, nonce
+            elif command == "publish":
+                for link in tuple(self.links):
+                    link.push("message", shard, message)
+            else:
+                put(epoch, seq)
+
+    def _check_refuse(self, accepted: str) -> None:
+        if self.refuse and self.refuse != accepted:
+            raise Refused(f"{self.refuse} the server refuses writes", maybe_applied=False)
+
+    def _refusal(self, data: ShardData, key: str, wanted: Condition, sent_at: float) -> WriteReply | None:
+        """Return the reply to a write whose condition does not hold, None if it holds."""
+        current = self._live_seq(data, key)
+        if current is None:
+            return self._reply(data, sent_at, applied=False, foreign=True)
+        if current != wanted.seq or (current > 0 and data.epoch != wanted.epoch):
+            return self._reply(data, sent_at, applied=False, current_seq=current)
+        return None
+
+    def _reply(
+        self,
+        data: ShardData,
+        sent_at: float,
+        *,
+        applied: bool = True,
+        existed: Sequence[bool] = (),
+        current_seq: int = 0,
+        foreign: bool = False,
+    ) -> WriteReply:
+        return WriteReply(data.epoch or b"", data.seq, applied, existed, current_seq, foreign, self.run_id, sent_at)
+
+    def _now_us(self) -> int:
+        return int(self._clock() * 1_000_000)
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)

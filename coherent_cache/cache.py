@@ -228,7 +228,8 @@ class CoherentCache:
             As :meth:`get`.
         """
         shard = self._shard_of(key)
-        epoch = shard.epoch
+        # The horizon before the look-up, as for a hit (P4): a later one would vouch for an entry that it has outdated.
+        epoch, horizon = shard.epoch, shard.tier.horizon
         entry = self._local_entry(key)
         # An entry belongs to the epoch that was there before and after the look-up; else ask Redis.
         if entry is not None and epoch is not None and epoch == shard.epoch:
@@ -238,7 +239,7 @@ class CoherentCache:
                 version=Version(epoch, entry.seq),
                 tier="local",
                 expires_in=None if expires == inf else max(0.0, expires - now),
-                age_bound=max(0.0, now - shard.tier.horizon),
+                age_bound=max(0.0, now - horizon),
             )
         found = self._read_one(key)
         if found is None:

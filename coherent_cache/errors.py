@@ -19,14 +19,25 @@ Errors carry fields, so that no caller has to parse a message. No message contai
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coherent_cache.versions import Version
 
 
+def _restore(cls: type[CoherentCacheError], args: tuple[Any, ...], fields: dict[str, Any]) -> CoherentCacheError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
+
+
 class CoherentCacheError(Exception):
-    """Root of every error that this package raises."""
+    """Root of every error that this package raises. All of them can be copied and pickled, with their fields."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Restore message and fields as they are, whatever the constructor takes."""
+        return _restore, (type(self), self.args, self.__dict__)
 
 
 class ConfigError(CoherentCacheError, ValueError):

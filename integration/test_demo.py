@@ -15,7 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from coherent_cache.remote.embedded import find_redis_server
+from coherent_cache import CacheUnavailable, CoherentCache, ConfigError
+from coherent_cache.remote.embedded import embedded_server, embedded_url, find_redis_server
+from coherent_cache.remote.faults import (
+    cut_subscriber,
+    embedded_outage,
+    is_alive,
+    remove_namespace,
+    restart_embedded,
+)
 from integration.waiting import wait_until
 
 COMMAND = [sys.executable, "-m", "coherent_cache"]
@@ -79,6 +87,14 @@ def processes_that_name(path):
 def children(pid):
     rows = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     return [int(child) for child, parent in (row.split() for row in rows.splitlines()) if int(parent) == pid]
+
+
+def wait_for(process, words):
+    """Read a demo's lines up to one with these words."""
+    for line in process.stdout:
+        if words in line:
+            return
+    raise AssertionError(f"it ended without {words!r}: {process.stderr.read()}")
 
 
 def is_running(pid):
@@ -176,9 +192,21 @@ def test_on_a_terminal_it_draws_a_table(start, environment, no_color):
     assert (colours is None) == no_color
 
 
+def test_a_signal_while_redis_is_away_leaves_nothing_behind(start, folder):
+    process = start("--seconds", "15", "--workers", "1")
+    wait_for(process, "shut Redis down")
+    workers = children(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, err) == (130, "")
+    assert not any(is_running(pid) for pid in workers)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing_behind(start, folder, number):
     process = start("--seconds", "30", "--workers", "2")
+    if number == signal.SIGINT:
+        wait_for(process, "reads/s")  # in the middle; the others while it starts
     wait_until(lambda: len(children(process.pid)) >= 2, DEADLINE, "the workers run")
     workers = children(process.pid)
     assert processes_that_name(folder), "the server runs"
@@ -192,9 +220,7 @@ def test_a_signal_leaves_nothing_behind(start, folder, number):
 
 def test_a_killed_demo_takes_its_processes_along(start, folder):
     process = start("--seconds", "30", "--workers", "2")
-    for line in process.stdout:
-        if "reads/s" in line:
-            break
+    wait_for(process, "reads/s")
     workers = children(process.pid)
     assert len(workers) == 2
     process.kill()
@@ -272,3 +298,76 @@ def test_serve_embedded_runs_until_it_is_told_to_end(environment, folder):
         if process.poll() is None:
             process.kill()
             process.communicate()
+
+
+# -- the faults by themselves ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(folder, monkeypatch):
+    """Give an embedded server of this process."""
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with embedded_server("faults") as server:
+        yield server
+
+
+def test_a_restarted_server_is_another_one_on_the_same_socket(server, folder):
+    with CoherentCache(server.url, namespace="n", local_enabled=False) as cache:
+        cache.set("a", 1)
+        again = restart_embedded("faults")
+        assert (again.url, again.kind, again.version) == (server.url, server.kind, server.version)
+        assert again.pid != server.pid
+        assert embedded_url("faults") == again
+        assert cache.get("a") is None, "it is empty"
+        twice = restart_embedded("faults")
+        assert twice.pid not in (server.pid, again.pid)
+        assert cache.get("a") is None
+    assert (folder / Path(server.url.removeprefix("unix://")).parent.name).stat().st_mode & 0o777 == 0o700
+
+
+def test_a_server_that_should_be_away_is(server):
+    with embedded_outage("faults"):
+        assert not is_alive(server.url)
+    assert is_alive(server.url)
+
+
+def test_after_an_error_the_server_stays_away(server):
+    with pytest.raises(ZeroDivisionError), embedded_outage("faults"):
+        raise ZeroDivisionError
+    assert not is_alive(server.url)
+
+
+def test_somebody_elses_server_is_not_restarted(server, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with pytest.raises(ConfigError, match="not started by this process"):
+        restart_embedded("faults")
+    assert is_alive(server.url)
+
+
+def test_cutting_a_subscriber(server):
+    with CoherentCache(server.url, namespace="n", instance_id="me") as cache:
+        assert cache.wait_ready()
+        resyncs = cache.stats().resyncs
+        assert cut_subscriber(server.url, "me")
+        wait_until(lambda: cache.stats().resyncs > resyncs, 10.0, "it proves its stream again")
+        assert not cut_subscriber(server.url, "you")
+
+
+def test_cutting_where_nobody_is(folder):
+    with pytest.raises(CacheUnavailable, match="cannot be cut"):
+        cut_subscriber(f"unix://{folder}/nobody", "me")
+    with pytest.raises(ConfigError):
+        cut_subscriber("memory://x", "me")
+
+
+def test_removing_a_namespace_leaves_others_alone(server):
+    with (
+        CoherentCache(server.url, namespace="n", local_enabled=False) as gone,
+        CoherentCache(server.url, namespace="n2", local_enabled=False) as other,
+    ):
+        gone.set("a", 1)
+        other.set("a", 2)
+        assert remove_namespace(server.url, "n") > 1
+        assert remove_namespace(server.url, "n") == 0
+        assert gone.get("a") is None
+        assert other.get("a") == 2

@@ -43,6 +43,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEADLINE = 60.0  # seconds for a worker whose caller names no other limit
 STOP_TIMEOUT = 10.0  # seconds until a killed worker must be gone
 RESULT = "__result__"  # key of the last line
+MODULES = ("integration.coherence_workers", "integration.fork_workers")  # where more workers register themselves
 
 WORKERS: dict[str, Callable[..., Any]] = {}
 
@@ -52,6 +53,12 @@ def worker(function: Callable[..., Any]) -> Callable[..., Any]:
     assert function.__name__ not in WORKERS, f"two workers are called {function.__name__}"
     WORKERS[function.__name__] = function
     return function
+
+
+def load_workers() -> None:
+    """Let all workers register themselves."""
+    for module in MODULES:
+        importlib.import_module(module)
 
 
 @dataclass(frozen=True)
@@ -184,6 +191,7 @@ class Processes:
 
     def spawn(self, name: str, *, index: int = 0, count: int = 1, **arguments: Any) -> Process:
         """Start one worker and return at once."""
+        load_workers()
         assert name in WORKERS, f"no worker {name!r}; there are {', '.join(sorted(WORKERS))}"
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         process = Process(folder, name, index, count, arguments)
@@ -210,6 +218,8 @@ class Processes:
 def main(name: str, config: str) -> None:
     """Run one worker in this process."""
     given = json.loads(config)
+    if name not in WORKERS:
+        load_workers()
     result = WORKERS[name](Context(index=given["index"], count=given["count"]), **given["arguments"])
     sys.stdout.write(json.dumps({RESULT: result}) + "\n")
     sys.stdout.flush()

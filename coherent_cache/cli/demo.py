@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -248,8 +249,9 @@ class Show:
 
     def _note_recoveries(self) -> None:
         """Find out who has proven its stream again since a fault."""
+        notes: list[tuple[float, str]] = []
         for at, fault in enumerate(self._faults):
-            until = self._faults[at + 1].at if at + 1 < len(self._faults) else float("inf")
+            until = self._faults[at + 1].at if at + 1 < len(self._faults) else inf
             for member in self._fleet.members:
                 if not fault.done or member.number not in fault.workers or member.number in fault.recovered_in:
                     continue
@@ -258,7 +260,9 @@ class Show:
                     back_at = self._began + fault.at + fault.away
                     fault.recovered_in[member.number] = max(0.0, event["at"] - back_at)
                     fault.outcomes[member.number] = event["outcome"]
-                    self._view.note(event["at"] - self._began, _recovery(member, fault, event))
+                    notes.append((event["at"] - self._began, _recovery(member, fault, event)))
+        for when, text in sorted(notes):
+            self._view.note(when, text)
 
     # -- the end ---------------------------------------------------------------------------------------------------
 

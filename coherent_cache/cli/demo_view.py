@@ -112,7 +112,7 @@ def describe(event: dict[str, Any]) -> str:
 def outcome(event: dict[str, Any]) -> str:
     """Return in a few words how a stream was proven again."""
     known = {
-        "first": "nothing was held any more",
+        "first": "began with an empty local tier",
         "unbroken": "nothing was missed",
         "replayed": f"replayed {several(event['replayed'], 'missed message')}",
         "flushed": "entries dropped",

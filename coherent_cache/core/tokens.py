@@ -51,12 +51,14 @@ class TokenTable:
 
     def register(self, keys: Collection[str], generation: int) -> Token:
         """Register a token for the keys of one command."""
+        if len(keys) > 1:
+            keys = frozenset(keys)
         if len(keys) == 1:
             token = Token(keys, generation)
             for key in keys:
                 self._single.setdefault(key, []).append(token)
         else:
-            token = Token(frozenset(keys), generation)
+            token = Token(keys, generation)
             self._bulk.append(token)
         return token
 

@@ -7,6 +7,7 @@ reconnects, explicit time-outs, and each one knows which server process it leads
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -115,14 +116,20 @@ def _from_url(url: str, settings: Settings) -> Endpoint:
     if scheme in _LATER:
         raise ConfigError("url", f"{scheme}:// is not supported yet; give a single server's redis:// URL")
     if scheme not in ("redis", "rediss", "unix"):
-        # A URL may hold a password: only its scheme is shown.
+        # A URL may hold a password: only its scheme is shown, and only if it looks like one.
+        shown = repr(scheme) if "://" in url and re.fullmatch(r"[a-zA-Z][a-zA-Z0-9+.-]{0,30}", scheme) else "this"
         raise ConfigError(
             "url",
-            f"{scheme[:20]!r} is no known scheme; use redis://host:port/db, rediss://, unix:///path/to/socket, "
+            f"{shown} is no known scheme; use redis://host:port/db, rediss://, unix:///path/to/socket, "
             "memory://name or embedded://",
         )
     try:
-        urlsplit(url).port  # noqa: B018  # raises for a port that is no number
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  # raises for a port that is no number
+        if scheme != "unix" and not re.fullmatch(r"/?\d*/?", parts.path):
+            raise ConfigError(
+                "url", "the path of a redis:// URL is the number of a database, as in redis://host:6379/0"
+            )
         kwargs = parse_url(url)
     except ValueError as error:
         raise ConfigError("url", f"is not valid: {_harmless(error)}") from None

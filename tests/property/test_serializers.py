@@ -10,13 +10,16 @@ import zoneinfo
 import hypothesis.strategies as st
 import msgpack
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from coherent_cache.errors import SerializationError
 from coherent_cache.serializers import CODE_JSON, CODE_MSGPACK, is_immutable, make_codec
 
 MSGPACK = make_codec("msgpack")
 JSON = make_codec("json")
+
+# A loaded machine is no finding.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 ZONES = st.one_of(
     st.none(),
@@ -83,6 +86,7 @@ def shape(value):
 
 
 @given(VALUES)
+@PATIENT
 def test_msgpack_gives_back_exactly_what_it_took(value):
     data = MSGPACK.encode(value)
     assert shape(MSGPACK.decode(data, CODE_MSGPACK)) == shape(value)
@@ -90,6 +94,7 @@ def test_msgpack_gives_back_exactly_what_it_took(value):
 
 
 @given(JSON_VALUES)
+@PATIENT
 def test_json_gives_back_exactly_what_it_took(value):
     data = JSON.encode(value)
     assert shape(JSON.decode(data, CODE_JSON)) == shape(value)
@@ -97,6 +102,7 @@ def test_json_gives_back_exactly_what_it_took(value):
 
 
 @given(KEYS)
+@PATIENT
 def test_every_key_is_immutable(value):
     assert is_immutable(value)
     assert not is_immutable((value, [value]))
@@ -107,7 +113,7 @@ class Odd:
 
 
 @given(st.recursive(VALUES | st.builds(Odd) | st.text() | st.floats(), st.lists, max_leaves=10))
-@settings(max_examples=200)
+@settings(PATIENT, max_examples=200)
 def test_whatever_the_value_encoding_raises_nothing_else(value):
     for codec in (MSGPACK, JSON):
         with contextlib.suppress(SerializationError):
@@ -129,7 +135,7 @@ def survives(data, code):
 
 
 @given(st.binary())
-@settings(max_examples=2_000)
+@settings(PATIENT, max_examples=2_000)
 @example(b"\x80" * 3)
 @example(b"\xc1\x92\xc7\x00\x02\xc7\x00\x02")
 def test_any_bytes_as_msgpack(data):
@@ -154,14 +160,14 @@ EXTENSIONS = st.builds(
 
 
 @given(st.lists(HEADS | EXTENSIONS | st.binary(max_size=4), max_size=40).map(b"".join))
-@settings(max_examples=2_000)
+@settings(PATIENT, max_examples=2_000)
 def test_bytes_that_look_like_msgpack(data):
     survives(data, CODE_MSGPACK)
     survives(b"\xc1" + data, CODE_MSGPACK)
 
 
 @given(VALUES, st.data())
-@settings(max_examples=300)
+@settings(PATIENT, max_examples=300)
 def test_damage_to_good_bytes(value, data):
     good = MSGPACK.encode(value)
     place = data.draw(st.integers(0, len(good) - 1))
@@ -170,7 +176,7 @@ def test_damage_to_good_bytes(value, data):
 
 
 @given(st.binary() | st.text(alphabet='[]{}",:0123456789eE+-. ntfu\\NaIi').map(str.encode))
-@settings(max_examples=1_000)
+@settings(PATIENT, max_examples=1_000)
 def test_any_bytes_as_json(data):
     try:
         value = JSON.decode(data, CODE_JSON)
@@ -181,6 +187,7 @@ def test_any_bytes_as_json(data):
 
 
 @given(st.integers(0, 255).filter(lambda code: code not in {CODE_MSGPACK, CODE_JSON}), st.binary())
+@PATIENT
 def test_no_other_number_is_decoded(code, data):
     for codec in (MSGPACK, JSON):
         with pytest.raises(SerializationError, match="this instance has"):

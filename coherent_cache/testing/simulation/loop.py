@@ -47,14 +47,16 @@ class Loop:
     Attributes:
         now: virtual time in seconds.
         events: events run so far.
+        flying: commands that have been sent and that a server may still execute.
         preempt_chance: how often a thread loses the processor where it takes a lock.
     """
 
-    __slots__ = ("_count", "_depth", "_heap", "_stopped", "events", "now", "preempt_chance", "rng")
+    __slots__ = ("_count", "_depth", "_heap", "_stopped", "events", "flying", "now", "preempt_chance", "rng")
 
     def __init__(self, rng: Random, preempt_chance: float = 0.0) -> None:
         self.now = 0.0
         self.events = 0
+        self.flying = 0
         self.preempt_chance = preempt_chance
         self.rng = rng
         self._heap: list[tuple[float, int, Owner | None, Callable[..., None], tuple[Any, ...]]] = []

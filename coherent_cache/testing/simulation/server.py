@@ -136,7 +136,7 @@ class Server:
         abort_after: the next write dies after this many of its commands; None for none.
         alive: whether the process runs.
         stalled_until: until when it does not go on.
-        on_changed: called with (server, shard, keys) after each write that may have changed values.
+        on_changed: called with (server, shard, keys) after each write that may have changed values; None for all keys.
         on_half_run: called with (server, shard) if a write died before it was published.
     """
 
@@ -152,7 +152,7 @@ class Server:
         entropy: Callable[[], bytes],
         log_length: int,
         replay_limit: int,
-        on_changed: Callable[[Server, int, Sequence[str]], None] | None = None,
+        on_changed: Callable[[Server, int, Sequence[str] | None], None] | None = None,
         on_half_run: Callable[[Server, int], None] | None = None,
     ) -> None:
         """Make an empty server.
@@ -278,9 +278,9 @@ class Server:
                 prefix, content = request.parts[2 * at : 2 * at + 2]
                 data.values[key] = Stored.of(encode_envelope(prefix, epoch, seq, expires_ms, content))
             data.gone.difference_update(request.keys)
-            self.on_changed(self, request.shard, request.keys)
 
         self._write(data, request.shard, Kind.SET, request.keys, origin, put, dirty=False)
+        self.on_changed(self, request.shard, request.keys)
         return self._reply(data, sent_at)
 
     def _delete(self, data: ShardData, request: DeleteRequest, origin: str, sent_at: float) -> WriteReply:
@@ -294,11 +294,9 @@ class Server:
             data.values.pop(key, None)
             data.gone.add(key)  # until it is published
 
-        def put(_epoch: bytes, _seq: int) -> None:
-            data.gone.difference_update(request.keys)
-            self.on_changed(self, request.shard, request.keys)
-
-        self._write(data, request.shard, Kind.DELETE, request.keys, origin, put, dirty=True)
+        self._write(data, request.shard, Kind.DELETE, request.keys, origin, lambda _epoch, _seq: None, dirty=True)
+        data.gone.difference_update(request.keys)
+        self.on_changed(self, request.shard, request.keys)
         return self._reply(data, sent_at, existed=existed)
 
     def _touch(self, data: ShardData, request: TouchRequest, origin: str, sent_at: float) -> WriteReply:
@@ -311,9 +309,9 @@ class Server:
             old = data.values[request.key].data or b""
             head = b"%b%016d%b%016d" % (old[:36], seq, old[52:53], expires_ms)
             data.values[request.key] = Stored.of(head + old[EXPIRY_END:])
-            self.on_changed(self, request.shard, (request.key,))
 
         self._write(data, request.shard, Kind.TOUCH, (request.key,), origin, put, dirty=False)
+        self.on_changed(self, request.shard, (request.key,))
         return self._reply(data, sent_at)
 
     def _raise_floor(self, data: ShardData, request: FloorRequest, origin: str, sent_at: float) -> WriteReply:
@@ -324,9 +322,9 @@ class Server:
             else:
                 data.tag_seq = seq
                 data.tag_floors.update(dict.fromkeys(request.tags, seq))
-            self.on_changed(self, request.shard, tuple(data.values))
 
         self._write(data, request.shard, request.kind, request.tags, origin, put, dirty=True)
+        self.on_changed(self, request.shard, None)
         return self._reply(data, sent_at)
 
     def _write(

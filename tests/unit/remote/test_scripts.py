@@ -103,22 +103,20 @@ def test_plain_lua_and_redis_call_only(file):
     assert set(re.findall(r"redis\.(\w+)", code)) <= {"call", "pcall", "error_reply"}
 
 
-@pytest.mark.parametrize("file", sorted(file.name for file in FOLDER.iterdir()))
-def test_every_function_and_variable_is_local(file):
+@pytest.mark.parametrize("name", ALL)
+def test_every_function_and_variable_is_local(name):
     # Redis refuses globals, but only when the line is reached.
-    code = re.sub(r"--.*", "", (FOLDER / file).read_text("utf-8"))
+    code = re.sub(r"--.*", "", getattr(scripts, name).text.decode())
 
     assert not re.findall(r"^\s*function\b", code, re.MULTILINE)
-    everywhere = "\n".join((FOLDER / other.name).read_text("utf-8") for other in FOLDER.iterdir())
-    local = {
-        name
-        for names in re.findall(r"\blocal ([\w, ]+?)\s*(?:=|$)", everywhere, re.MULTILINE)
-        for name in names.split(", ")
-    }
-    assigned = {
-        name for names in re.findall(r"^\s*(\w+(?:, \w+)*) = ", code, re.MULTILINE) for name in names.split(", ")
-    }
+    local = split(re.findall(r"\blocal ([\w, ]+?)\s*(?:=|$)", code, re.MULTILINE))
+    local |= split(re.findall(r"\bfunction \w+\(([\w, ]*)\)", code))
+    assigned = split(re.findall(r"^\s*(\w+(?:, \w+)*) = ", code, re.MULTILINE))
     assert assigned <= local
+
+
+def split(lists: list[str]) -> set[str]:
+    return {name for names in lists for name in names.split(", ")}
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from types import SimpleNamespace
 
@@ -17,7 +16,7 @@ from redis.retry import Retry
 
 from coherent_cache.config import Settings
 from coherent_cache.errors import ConfigError
-from coherent_cache.remote import embedded
+from coherent_cache.remote import topology
 from coherent_cache.remote.topology import Endpoint, resolve, server_of
 
 SETTINGS = Settings(namespace="shop", timeout=1.5)
@@ -104,10 +103,12 @@ def test_without_a_choice_the_timeout_option_counts(url):
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("", "'' is no known scheme; use redis://host:port/db"),
+        ("", "this is no known scheme; use redis://host:port/db"),
         ("http://h", "'http' is no known scheme"),
         ("REDIS://h", "'REDIS' is no known scheme"),
         ("valkey://h", "'valkey' is no known scheme"),
+        ("localhost:6379", "this is no known scheme"),
+        ("//localhost:6379", "this is no known scheme"),
         ("redis", "malformed URL"),
         ("redis://[::1", "malformed URL"),
         ("redis://h:port", "malformed URL"),
@@ -138,14 +139,11 @@ def test_a_bad_url_is_refused_with_the_reason(url, says):
         "redis+cluster://:hunter2@h",
         "http://:hunter2@h",
         "unix://:hunter2@",
-        pytest.param(
-            ":hunter2@localhost:6379",
-            marks=pytest.mark.xfail(raises=AssertionError, reason="what precedes no :// is shown as the scheme"),
-        ),
-        pytest.param(
-            "redis:/:hunter2@h",
-            marks=pytest.mark.xfail(raises=AssertionError, reason="what precedes no :// is shown as the scheme"),
-        ),
+        ":hunter2@localhost:6379",
+        "me:hunter2@localhost:6379/0",
+        "redis:/:hunter2@h",
+        "hunter2",
+        "redis://:hunter2@h/first",
     ],
 )
 def test_no_error_shows_the_password(url):
@@ -155,10 +153,32 @@ def test_no_error_shows_the_password(url):
     assert "hunt" not in text
 
 
-@pytest.mark.parametrize("url", ["redis://h/first", "redis://h/1/2", "redis://h/-1", "redis://h?db=-1"])
-@pytest.mark.xfail(raises=pytest.fail.Exception, reason="redis-py ignores or joins what is no number: another database")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h/first",
+        "redis://h/1/2",
+        "redis://h/-1",
+        pytest.param(
+            "redis://h?db=-1", marks=pytest.mark.xfail(raises=pytest.fail.Exception, reason="taken as database -1")
+        ),
+    ],
+)
 def test_a_database_that_is_no_number_is_refused(url):
+    # redis-py ignores or joins what is no number, and would use another database.
     refusal(url)
+
+
+@pytest.mark.xfail(
+    raises=AssertionError, reason="ConfigError is a ValueError: it is caught and becomes 'malformed URL'"
+)
+def test_the_refusal_of_a_database_says_what_is_expected():
+    assert "the number of a database" in refusal("redis://h/first")
+
+
+@pytest.mark.parametrize(("url", "database"), [("redis://h/", 0), ("redis://h/3/", 3), ("redis://h/15", 15)])
+def test_a_database_that_is_a_number_is_taken(url, database):
+    assert endpoint(url).database == database
 
 
 @pytest.mark.xfail(raises=AssertionError, reason="the dataclass' repr shows its arguments")
@@ -190,7 +210,7 @@ def test_an_embedded_server_is_asked_for_by_its_name(monkeypatch):
         names.append(name)
         return SimpleNamespace(url="unix:///run/private.sock", kind="redis-server", version="7.0.15")
 
-    monkeypatch.setattr(embedded, "embedded_url", embedded_url)
+    monkeypatch.setattr(topology, "embedded_url", embedded_url)
 
     found = endpoint("embedded://tests")
     assert found.connection_class is UnixDomainSocketConnection
@@ -298,7 +318,7 @@ def test_maintenance_notifications_are_off():
 
 
 def test_an_older_redis_py_is_not_told_of_maintenance_notifications(monkeypatch):
-    monkeypatch.setattr(inspect, "signature", lambda function: SimpleNamespace(parameters={}))
+    monkeypatch.setattr(topology, "MaintNotificationsConfig", None)
 
     assert "maint_notifications_config" not in endpoint("redis://h").kwargs
 

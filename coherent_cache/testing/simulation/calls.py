@@ -1,0 +1,342 @@
+"""One operation of a user's thread, from its call to its return: local hit, requests, replies, failures.
+
+The local hit mirrors ``CoherentCache.get``; its three reads (horizon, clock, entry) are steps of their own. What is
+left to the real core begins with a miss. ``tests/simulation/test_front.py`` compares this order with the front's text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from coherent_cache.core import operations
+from coherent_cache.core.local_tier import Entry, LocalTier, RemovalCause
+from coherent_cache.core.operations import MISSING
+from coherent_cache.core.requests import (
+    Condition,
+    FloorRequest,
+    Operation,
+    ReadRequest,
+    Reply,
+    Request,
+    TouchRequest,
+    WriteReply,
+)
+from coherent_cache.core.states import State
+from coherent_cache.errors import CacheUnavailable, ForeignValue, NotCoherent, VersionConflict
+from coherent_cache.testing.simulation.checks import check_hit, check_local_value, check_result
+from coherent_cache.testing.simulation.network import Exchange
+from coherent_cache.testing.simulation.process import number_of
+from coherent_cache.wire import Kind
+
+if TYPE_CHECKING:
+    from coherent_cache.testing.simulation.process import Process
+    from coherent_cache.testing.simulation.schedule import Step
+    from coherent_cache.testing.simulation.server import Server
+
+UPDATE_ATTEMPTS: Final = 3
+
+
+class Cancelled(BaseException):
+    """Stands for KeyboardInterrupt, a cancelled task, and the like."""
+
+
+class Call:
+    """An operation under way.
+
+    Attributes:
+        process: whose.
+        step: the schedule's step that started it.
+        floors: the process' floors when it was called: what it returns must not be older.
+        seen: per key, index and value of what the primary had when the latest request was executed.
+        elsewhere: whether a server executed a request that was not the primary in office.
+        reads: keys whose values it returns.
+    """
+
+    HIT: ClassVar[tuple[str, ...]] = ("horizon", "clock", "look up")
+    """The order of a local hit (P4)."""
+
+    def __init__(self, process: Process, step: Step) -> None:
+        """Prepare a call."""
+        self.process = process
+        self.step = step
+        self.floors = process.floors.copy()
+        self.seen: dict[str, tuple[int, int | None]] = {}
+        self.elsewhere = False
+        self.reads: Sequence[str] = ()
+        self._generator: Operation[Any] | None = None
+        self._exchange: Exchange | None = None
+        self._turn = 0
+        self._tier: LocalTier | None = None
+        self._valid_until = 0.0
+        self._now = 0.0
+        self._hit_at = 0.0
+        self._entry: Entry | None = None
+
+    def __str__(self) -> str:
+        args = " ".join("+".join(arg) if isinstance(arg, tuple) else str(arg) for arg in self.step.args)
+        return f"{self.step.action} {args}".strip()
+
+    def begin(self) -> None:
+        """Call the operation."""
+        process, args = self.process, self.step.args
+        self._note("called")
+        if self.step.action == "clear_local":
+            process.core.clear_local()
+        elif self.step.action == "evict":
+            process.core.shard_of(args[0].encode()).tier.remove(args[0], RemovalCause.SIZE)
+        else:
+            process.calls.append(self)
+            if self.step.action == "get":
+                self.reads = args
+                self._hit(0)
+            else:
+                if self.step.action == "read":
+                    self.reads = args[0]
+                self._start(OPERATIONS[self.step.action](self, *args))
+
+    # -- the local hit ---------------------------------------------------------------------------------------------
+
+    def _hit(self, at: int) -> None:
+        """Go on with the hit's steps from number ``at``, in one go unless the schedule wants pauses between them."""
+        (key,) = self.step.args
+        process, gap = self.process, self.step.gap
+        shard = process.core.shard_of(key.encode())
+        for number in range(at, len(self.HIT)):
+            match self.HIT[number]:
+                case "horizon":
+                    self._tier = tier = shard.tier
+                    self._valid_until = tier.valid_until
+                case "clock":
+                    self._now = process.local()
+                    self._hit_at = process.loop.now
+                case _:
+                    self._entry = (self._tier or shard.tier).entries.get(key)
+            if gap and number < len(self.HIT) - 1:
+                process.loop.at(process.loop.now + gap, process, self._hit, number + 1)
+                return
+        try:
+            if not self._served(self._valid_until, self._now):
+                self._start(operations.read_one(process.core, key))
+                return
+        except NotCoherent:
+            self._end("not coherent")
+            return
+        entry = self._entry
+        if entry is None or entry.is_expired(self._now):
+            if entry is not None:
+                shard.remove_expired(key, self._now)
+            self._start(operations.read_one(process.core, key))
+            return
+        tier = self._tier or shard.tier
+        tier.ticks = entry.used = tier.ticks + 1
+        value = process.number_of(entry)
+        self._end(f"hits v{value}@{entry.seq}")
+        check_hit(self, key, value, self._hit_at)
+
+    def _served(self, valid_until: float, now: float) -> bool:
+        """Tell whether a local value may be served, as ``CoherentCache._local_entry`` does.
+
+        Raises:
+            NotCoherent: ``on_disconnect="fail"``.
+        """
+        if valid_until >= now:
+            return True
+        settings = self.process.settings
+        shard = self.process.core.shard_of(self.step.args[0].encode())
+        if shard.state_at(now) is not State.DISCONNECTED or settings.on_disconnect == "bypass":
+            return False
+        age = now - (self._tier or shard.tier).horizon
+        if settings.on_disconnect == "fail":
+            raise NotCoherent(age)
+        return age <= settings.stale_limit
+
+    # -- the driver of the generators ------------------------------------------------------------------------------
+
+    def _start(self, generator: Operation[Any]) -> None:
+        self._generator = generator
+        self._advance(partial(next, generator))
+
+    def _advance(self, go_on: Callable[[], Sequence[Request]]) -> None:
+        """Let the operation go on to its next request or its end."""
+        try:
+            requests = go_on()
+        except StopIteration as stop:
+            self._end("returns", stop.value)
+            check_result(self, stop.value)
+        except VersionConflict:
+            self._end("conflict")
+            check_result(self, None)
+        except CacheUnavailable as error:
+            self._end(f"fails: {error}")
+            if error.maybe_applied:
+                check_result(self, None)
+        except ForeignValue:
+            self._end("foreign value")
+        except Cancelled:
+            self._end("cancelled")
+            check_result(self, None)
+        else:
+            loop = self.process.loop
+            loop.at(loop.now + self._delay(), self.process, self._send, requests)
+
+    def _send(self, requests: Sequence[Request]) -> None:
+        if self._generator is None:
+            return  # cancelled meanwhile
+        process = self.process
+        sent_at = process.local()
+        self._note("asks")
+        self._exchange = Exchange(
+            process.loop,
+            process,
+            process.pool,
+            work=lambda server: self._execute(server, requests, sent_at),
+            done=self._take,
+            writes=not isinstance(requests[0], ReadRequest),
+            delays=(self._delay(), self._delay()),
+        )
+        self._exchange.start(process.settings.timeout)
+
+    def _execute(self, server: Server, requests: Sequence[Request], sent_at: float) -> list[Reply]:
+        """Run in the server: execute, and note what the primary in office has at that moment."""
+        process = self.process
+        world = process.world
+        replies: list[Reply] = []
+        for request in requests:
+            reply = server.execute(request, origin=process.name, sent_at=sent_at)
+            replies.append(reply)
+            if server is not world.primary:
+                self.elsewhere = True
+            elif not (isinstance(reply, WriteReply) and reply.foreign):
+                self._see(server, request)
+        if world.trace is not None:
+            world.note(server.run_id, f"executes for {process.name}: {self} -> {_summary(replies)}")
+        return replies
+
+    def _see(self, server: Server, request: Request) -> None:
+        world = self.process.world
+        last = world.history.last
+        for key in self._concerned(request):
+            live = server.live(request.shard, key)
+            value = world.number_of(live) if live is not None else None
+            self.seen[key] = (last[key].index, value)
+
+    def _concerned(self, request: Request) -> Iterable[str]:
+        match request:
+            case ReadRequest():
+                return [key.decode() for key in request.keys]
+            case TouchRequest():
+                return (request.key,)
+            case FloorRequest():
+                keys = self.process.keys_of(request.shard)
+                if request.kind is Kind.CLEAR:
+                    return keys
+                last, now = self.process.world.history.last, self.process.loop.now
+                return [key for key in keys if last[key].value is None and last[key].time == now]
+            case _:
+                return request.keys
+
+    def _take(self, outcome: Any, run_id: str) -> None:
+        """Take the replies, or the failure."""
+        generator = self._generator
+        if generator is None:
+            return
+        if isinstance(outcome, CacheUnavailable):
+            self._note(f"gets an error from {run_id or 'nobody'}")
+            self._advance(partial(generator.throw, outcome))
+        else:
+            self._note(f"gets the answer of {run_id}")
+            self._advance(partial(generator.send, outcome))
+
+    def cancel(self) -> None:
+        """Cancel it: an exception comes up where it waits."""
+        if self._exchange is not None and self._generator is not None:
+            self._exchange.abandon()
+            self._advance(partial(self._generator.throw, Cancelled()))
+
+    def _delay(self) -> float:
+        delays = self.step.delays
+        self._turn += 1
+        return delays[(self._turn - 1) % len(delays)]
+
+    def _end(self, how: str, result: Any = None) -> None:
+        self._generator = None
+        if self in self.process.calls:
+            self.process.calls.remove(self)
+        if self.process.world.trace is not None:
+            self._note(f"{how} {_result(result)}".rstrip())
+
+    def _note(self, text: str) -> None:
+        world = self.process.world
+        if world.trace is not None:
+            world.note(self.process.name, f"{self} #{self.step.number}: {text}")
+
+    def value(self) -> Any:
+        """Make a value that was never used before."""
+        return self.process.world.new_value()
+
+
+def check_locally(process: Process, key: str) -> None:
+    """Look a key up as a hit would, without being a step; check what it would return."""
+    shard = process.core.shard_of(key.encode())
+    tier, now = shard.tier, process.local()
+    entry = tier.entries.get(key)
+    if tier.valid_until >= now and entry is not None and not entry.is_expired(now):
+        check_local_value(process, key, process.number_of(entry), process.loop.now)
+
+
+def _store(call: Call, keys: Sequence[str], ttl: float | None, tags: tuple[str, ...]) -> Operation[Any]:
+    return operations.store(call.process.core, {key: call.value() for key in keys}, ttl=ttl, tags=tags)
+
+
+def _add(call: Call, key: str) -> Operation[Any]:
+    return operations.store(call.process.core, {key: call.value()}, ttl=None, condition=Condition())
+
+
+def _update(call: Call, key: str) -> Operation[Any]:
+    return operations.update(
+        call.process.core, key, lambda _: call.value(), default=0, ttl=None, tags=(), attempts=UPDATE_ATTEMPTS
+    )
+
+
+def _drop(call: Call, key: str) -> Operation[Any]:
+    return operations.update(
+        call.process.core, key, lambda _: MISSING, default=0, ttl=None, tags=(), attempts=UPDATE_ATTEMPTS
+    )
+
+
+OPERATIONS: Final[dict[str, Callable[..., Operation[Any]]]] = {
+    "read": lambda call, keys: operations.read(call.process.core, keys),
+    "set": _store,
+    "add": _add,
+    "update": _update,
+    "drop": _drop,
+    "delete": lambda call, keys: operations.delete(call.process.core, keys),
+    "touch": lambda call, key, ttl: operations.touch(call.process.core, key, ttl),
+    "clear": lambda call: operations.raise_floor(call.process.core, Kind.CLEAR),
+    "invalidate": lambda call, tag: operations.raise_floor(call.process.core, Kind.TAG, (tag,)),
+}
+"""What goes to the core, by the name of a schedule's action."""
+
+
+def _summary(replies: Sequence[Reply]) -> str:
+    parts = []
+    for reply in replies:
+        if isinstance(reply, WriteReply):
+            parts.append(f"@{reply.seq}" if reply.applied else f"not applied, clock {reply.seq}")
+        else:
+            parts.append(f"clock {reply.seq}, {sum(each is not None for each in reply.envelopes)} values")
+    return "; ".join(parts)
+
+
+def _result(result: Any) -> str:
+    if isinstance(result, operations.Found):
+        return f"v{number_of(result.value)}@{result.version.seq}"
+    if isinstance(result, dict):
+        return " ".join(f"{key}={_item(item)}" for key, item in result.items()) or "nothing"
+    return "" if result is None else str(result)[:60]
+
+
+def _item(item: Any) -> str:
+    return f"v{number_of(item[0])}@{item[1]}" if isinstance(item, tuple) else f"@{item.seq}"

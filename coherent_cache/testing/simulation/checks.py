@@ -1,0 +1,179 @@
+"""What users were promised, and what must hold inside, checked between any two steps.
+
+* contract 1: nothing older than what a completed operation of the same process returned or wrote;
+* contract 2, and I2: whatever is held was current at the horizon, so a hit is not staler than ``max_staleness``;
+* contract 3: once quiet, every local entry equals Redis, and every instance is coherent again;
+* contract 5: no value is returned or held that the primary did not store;
+* I1: what is older than Redis' value has its message still in front of it;
+* the local tier's own invariants, and no token left behind.
+
+After a failover that lost writes the history of the present primary counts: until an instance is synchronised with it,
+its values may go back (once).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from coherent_cache.core import operations
+from coherent_cache.core.local_tier import Entry
+from coherent_cache.core.shard import Shard
+from coherent_cache.core.states import State
+from coherent_cache.testing.simulation.loop import Violation
+from coherent_cache.wire import Kind, WireError, decode_message
+
+if TYPE_CHECKING:
+    from coherent_cache.testing.simulation.calls import Call
+    from coherent_cache.testing.simulation.process import Process
+    from coherent_cache.testing.simulation.world import World
+
+EPSILON = 1e-6
+"""Seconds that two clocks may differ by rounding."""
+
+
+def check_process(process: Process) -> None:
+    """Check everything that a process holds."""
+    world = process.world
+    local = process.local()
+    of_value, floors = world.history.of_value, process.floors
+    for shard in process.core.shards:
+        tier = shard.tier
+        entries = tier.entries
+        index = shard.index
+        mark = (tier, tier.births, len(entries))
+        if process.checked[index] != mark:
+            process.checked[index] = mark
+            try:
+                tier.check_invariants()
+            except AssertionError as error:
+                raise Violation("local tier", f"{process.name}: {error}") from error
+        if not entries:
+            continue
+        horizon = process.to_global(tier.horizon)
+        servable = tier.valid_until >= local
+        watched = _watched(process, shard)
+        for key, entry in entries.items():
+            if local >= entry.expires_at:
+                continue
+            value = process.number_of(entry)
+            change = of_value.get(value)
+            if change is None:
+                raise Violation("contract 5", f"{process.name} holds {key}=v{value}, which no Redis stored")
+            if change.end + EPSILON < horizon:
+                text = f"{process.name} holds {key}=v{value}@{entry.seq}, current until {change.end:.4f} only, with the"
+                raise Violation("I2", f"{text} horizon at {horizon:.4f}")
+            if servable and change.index < floors.get(key, 0) and index not in process.exempt:
+                raise Violation("contract 1", f"{process.name} would serve {key}=v{value}, older than it has seen")
+            if watched:
+                _check_message_comes(process, shard, key, entry)
+
+
+def _watched(process: Process, shard: Shard) -> bool:
+    """Tell whether I1 can be checked: the stream is whole, and of the history that the primary is in."""
+    link, primary = process.subscriber.link, process.world.primary
+    return (
+        link is not None
+        and primary is not None
+        and shard.synced
+        and link.server is primary
+        and link.sound
+        and shard.epoch == primary.data[shard.index].epoch
+        and link.proven[shard.index] == link.taints[shard.index]
+    )
+
+
+def _check_message_comes(process: Process, shard: Shard, key: str, entry: Entry) -> None:
+    primary = process.world.primary
+    assert primary is not None
+    live = primary.live(shard.index, key)
+    if live is not None and live.seq == entry.seq:
+        return
+    data = primary.data[shard.index]
+    if live is None and (key in data.gone or process.world.history.last[key].expires <= process.loop.now):
+        return
+    if live is None and process.world.number_of_bytes(data.values.get(key)) == process.number_of(entry):
+        # Still there, and dead: by a floor, whose message must come.
+        pass
+    link = process.subscriber.link
+    assert link is not None
+    for item in link.on_its_way():
+        if item.kind != "message" or item.shard != shard.index:
+            continue
+        try:
+            message = decode_message(item.data)
+        except WireError:
+            return  # it will flush
+        if message.seq <= entry.seq:
+            continue
+        if message.kind is Kind.CLEAR or key in message.names:
+            return
+        if message.kind is Kind.TAG and set(message.names) & set(entry.tags):
+            return
+    have = "nothing" if live is None else f"version {live.seq}"
+    raise Violation("I1", f"{process.name} holds {key}@{entry.seq}, Redis has {have}, and no message is on its way")
+
+
+def check_hit(call: Call, key: str, value: int, at: float) -> None:
+    """Check what a local hit returned, whose clock was read at virtual time ``at``."""
+    process = call.process
+    change = _known(process, key, value)
+    index = process.core.shard_of(key.encode()).index
+    if change.index < call.floors.get(key, 0) and index not in process.exempt:
+        raise Violation("contract 1", f"{process.name} served {key}=v{value}, older than it had seen when asked")
+    bound = process.settings.max_staleness
+    if process.settings.on_disconnect == "serve_stale":
+        bound = max(bound, process.settings.stale_limit)
+    if change.end + EPSILON < process.to_global(process.local() - bound) - (process.loop.now - at):
+        raise Violation("contract 2", f"{process.name} served {key}=v{value}, current until {change.end:.4f} only")
+    process.floors[key] = max(process.floors.get(key, 0), change.index)
+
+
+def check_local_value(process: Process, key: str, value: int, at: float) -> None:
+    """Check a value that a hit would return now."""
+    change = _known(process, key, value)
+    if change.end + EPSILON < process.to_global(process.local() - process.settings.max_staleness):
+        raise Violation("contract 2", f"{process.name} would serve {key}=v{value}, ended {change.end:.4f}, at {at:.4f}")
+
+
+def _known(process: Process, key: str, value: int) -> Any:
+    change = process.world.history.of_value.get(value)
+    if change is None or change.key != key:
+        raise Violation("contract 5", f"{process.name} returned {key}=v{value}, which no Redis stored")
+    return change
+
+
+def check_result(call: Call, result: Any) -> None:
+    """Check what an operation returned after it had asked Redis, and note what it has seen."""
+    process = call.process
+    if call.elsewhere:
+        return  # a server that was not in office answered: no promise is made for that
+    if isinstance(result, operations.Found):
+        result = {call.reads[0]: (result.value, result.version.seq)}
+    for key, (index, value) in call.seen.items():
+        if key in call.reads and (result is None or isinstance(result, dict)):
+            found = None if result is None else result.get(key)
+            number = None if found is None else process.world.number_of_value(found[0])
+            if number != value:
+                raise Violation("read", f"{process.name} read {key} as {number}, Redis had {value}")
+        if index < call.floors.get(key, 0):
+            raise Violation("contract 1", f"{process.name} read {key} from Redis older than it had seen")
+        process.floors[key] = max(process.floors.get(key, 0), index)
+
+
+def check_quiet(world: World) -> None:
+    """Check contract 3: nothing is going on any more, so all instances hold what Redis holds."""
+    primary = world.primary
+    assert primary is not None
+    for process in world.running():
+        for shard in process.core.shards:
+            if shard.state is not State.COHERENT:
+                raise Violation("contract 3", f"{process.name} is {shard.state} though all is quiet")
+            if shard._tokens:  # noqa: SLF001  # nobody else may look at them
+                raise Violation("tokens", f"{process.name} has tokens left behind")
+            for key, entry in shard.tier.entries.items():
+                live = primary.live(shard.index, key)
+                expires = process.to_global(entry.expires_at)
+                excused = key in primary.data[shard.index].gone or expires <= world.loop.now + 0.02
+                if (live is None or live.seq != entry.seq) and not excused:
+                    have = "nothing" if live is None else f"version {live.seq}"
+                    raise Violation("contract 3", f"{process.name} holds {key}@{entry.seq} for ever, Redis has {have}")

@@ -1,0 +1,354 @@
+"""Workers that use a cache: they write, read, take notes of both, and show what they hold in the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from coherent_cache import CoherentCache
+from coherent_cache.errors import CacheUnavailable
+from coherent_cache.keys import shard_of
+from coherent_cache.wire import Kind
+from integration.history import KILL, SET, TOUCH, Read, Write, dump
+from integration.waiting import wait_until
+from integration.workers import worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from integration.workers import Context
+
+KEYS = [f"key-{number}" for number in range(100)]
+TAGS = ["red", "green", "blue"]
+TTL = 3600  # seconds: nothing expires in a soak, so that every absence has a cause
+QUIET = 15.0  # seconds until a quiet instance must have caught up
+BATCH = 20  # operations between two pauses
+PAUSE = 0.015  # seconds
+
+_clock = time.monotonic
+
+
+def tags_of(key: str) -> tuple[str, ...]:
+    """Two keys of three carry a tag, always the same one, so that a tag invalidation concerns known keys."""
+    number = int(key.partition("-")[2])
+    return () if number % 3 == 0 else (TAGS[number // 3 % len(TAGS)],)
+
+
+ALIKE = {tags_of(key): [other for other in KEYS if tags_of(other) == tags_of(key)] for key in KEYS}
+
+
+def stamp_of(value: Any) -> str:
+    """Name of a value; see :func:`value_of`."""
+    return value if isinstance(value, str) else value["stamp"]
+
+
+def value_of(key: str, stamp: str) -> Any:
+    """Half of the values are shared when they are hit, half are decoded."""
+    return stamp if len(key) % 2 else {"stamp": stamp, "key": key}
+
+
+class Notebook:
+    """Operations of one process on one cache, with the records of what they did and saw."""
+
+    def __init__(self, cache: CoherentCache, process: int) -> None:
+        self.cache = cache
+        self.process = process
+        self.writes: list[Write] = []
+        self.reads: list[Read] = []
+        self.failures = 0
+        self._count = 0
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        # The versions that delete, touch, update, clear and tag invalidations made: they do not return them.
+        execute = cache._runtime._io.execute
+
+        def observed(requests: Sequence[Any]) -> list[Any]:
+            replies = execute(requests)
+            self._local.replies.extend(zip(requests, replies, strict=True))
+            return replies
+
+        cache._runtime._io.execute = observed  # type: ignore[method-assign]
+
+    def make_stamp(self) -> str:
+        with self._lock:
+            self._count += 1
+            return f"{self.process}-{self._count}"
+
+    # -- writes ------------------------------------------------------------------------------------------------------
+
+    def set(self, keys: Sequence[str]) -> None:
+        stamps = {key: self.make_stamp() for key in keys}
+        values = {key: value_of(key, stamp) for key, stamp in stamps.items()}
+
+        def write() -> dict[str, int]:
+            if len(keys) == 1:
+                (key,) = keys
+                return {key: self.cache.set(key, values[key], ttl=TTL, tags=tags_of(key)).seq}
+            # All keys of a bulk write have the same tags.
+            versions = self.cache.set_many(values, ttl=TTL, tags=tags_of(keys[0]))
+            return {key: version.seq for key, version in versions.items()}
+
+        self._note(SET, keys, stamps, write)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        def write() -> dict[str, int]:
+            if len(keys) == 1:
+                self.cache.delete(keys[0])
+            else:
+                self.cache.delete_many(keys)
+            return {key: reply.seq for request, reply in self._replies() for key in request.keys}
+
+        self._note(KILL, keys, {}, write)
+
+    def touch(self, key: str) -> None:
+        def write() -> dict[str, int]:
+            return {key: self._replies()[0][1].seq} if self.cache.touch(key, TTL) else {}
+
+        self._note(TOUCH, [key], {}, write)
+
+    def update(self, key: str) -> None:
+        stamp = self.make_stamp()  # the last attempt's is the one that counts, so one for all attempts will do
+
+        def write() -> dict[str, int]:
+            self.cache.update(key, lambda _: value_of(key, stamp), ttl=TTL, tags=tags_of(key))
+            return {key: self._replies()[-1][1].seq}
+
+        self._note(SET, [key], {key: stamp}, write)
+
+    def invalidate_tag(self, tag: str) -> None:
+        keys = [key for key in KEYS if tag in tags_of(key)]
+        self._floor(keys, lambda: self.cache.invalidate_tags(tag))
+
+    def clear(self) -> None:
+        self._floor(KEYS, self.cache.clear)
+
+    def _floor(self, keys: Sequence[str], call: Callable[[], object]) -> None:
+        def write() -> dict[str, int]:
+            call()
+            floors = {request.shard: reply.seq for request, reply in self._replies()}
+            return {key: floors[shard_of(key.encode(), len(floors))] for key in keys}
+
+        self._note(KILL, keys, {}, write)
+
+    def _replies(self) -> list[tuple[Any, Any]]:
+        """Return the applied writes of the operation under way."""
+        return [(request, reply) for request, reply in self._local.replies if getattr(reply, "applied", False)]
+
+    def _note(self, kind: str, keys: Sequence[str], stamps: dict[str, str], write: Callable[[], dict[str, int]]) -> None:
+        self._local.replies = []
+        began = _clock()
+        try:
+            versions = write()
+        except CacheUnavailable as error:
+            self.failures += 1
+            if error.maybe_applied or error.applied_keys:
+                self.writes += [Write(self.process, key, kind, None, stamps.get(key), began, None) for key in keys]
+            return
+        ended = _clock()
+        self.writes += [
+            Write(self.process, key, kind, versions[key], stamps.get(key), began, ended)
+            for key in keys
+            if key in versions
+        ]
+
+    # -- reads -------------------------------------------------------------------------------------------------------
+
+    def get_entry(self, key: str) -> None:
+        self._local.replies = []
+        began = _clock()
+        entry = self.cache.get_entry(key)
+        ended = _clock()
+        if entry is None:
+            self.reads.append(Read(self.process, key, False, None, None, "redis", None, began, ended))
+        else:
+            seq, age = entry.version.seq, entry.age_bound
+            self.reads.append(Read(self.process, key, True, seq, None, entry.tier, age, began, ended))
+
+    def get(self, key: str) -> None:
+        self._local.replies = []
+        began = _clock()
+        value = self.cache.get(key)
+        self._note_value(key, value, began, _clock())
+
+    def get_many(self, keys: Sequence[str]) -> None:
+        self._local.replies = []
+        began = _clock()
+        found = self.cache.get_many(keys)
+        ended = _clock()
+        for key in keys:
+            self._note_value(key, found.get(key), began, ended)
+
+    def _note_value(self, key: str, value: Any, began: float, ended: float) -> None:
+        stamp = None if value is None else stamp_of(value)
+        self.reads.append(Read(self.process, key, value is not None, None, stamp, None, None, began, ended))
+
+
+class Soak:
+    """Reads and writes at random, mostly of a few keys, in one thread."""
+
+    def __init__(self, notebook: Notebook, rng: Random, until: float) -> None:
+        self._notebook = notebook
+        self._rng = rng
+        self._until = until
+        self.operations = 0
+
+    def run(self) -> None:
+        while _clock() < self._until:
+            for _ in range(BATCH):
+                self._step()
+            time.sleep(PAUSE)
+
+    def _key(self) -> str:
+        return KEYS[min(int(self._rng.paretovariate(0.6)) - 1, 10**6) % len(KEYS)]
+
+    def _keys(self, count: int) -> list[str]:
+        first = self._key()
+        return list({first, *self._rng.choices(ALIKE[tags_of(first)], k=count)})
+
+    def _step(self) -> None:
+        notebook, rng = self._notebook, self._rng
+        self.operations += 1
+        dice = rng.random()
+        if dice < 0.92:
+            reads = (notebook.get_entry, notebook.get, lambda key: notebook.get_many([key, *self._keys(4)]))
+            rng.choices(reads, (10, 5, 1))[0](self._key())
+            return
+        writes: tuple[tuple[float, Callable[[], None]], ...] = (
+            (40, lambda: notebook.set([self._key()])),
+            (8, lambda: notebook.set(self._keys(5))),
+            (12, lambda: notebook.delete([self._key()])),
+            (3, lambda: notebook.delete(self._keys(3))),
+            (20, lambda: notebook.update(self._key())),
+            (14, lambda: notebook.touch(self._key())),
+            (2.5, lambda: notebook.invalidate_tag(rng.choice(TAGS))),
+            (0.5, notebook.clear),
+        )
+        rng.choices([write for _, write in writes], [weight for weight, _ in writes])[0]()
+
+
+@worker
+def soak(
+    context: Context,
+    *,
+    url: str,
+    options: dict[str, Any],
+    until: float,
+    threads: int,
+    seed: int,
+    folder: str,
+) -> dict[str, Any]:
+    """Read and write until the moment ``until``, then wait for the signal ``quiet`` and show the local tier."""
+    with CoherentCache(url, **options) as cache:
+        assert cache.wait_ready(QUIET)
+        notebook = Notebook(cache, context.index)
+        soaks = [Soak(notebook, Random(f"{seed}-{context.index}-{number}"), until) for number in range(threads)]
+        errors: list[str] = []
+
+        def run(each: Soak) -> None:
+            try:
+                each.run()
+            except BaseException as error:
+                errors.append(f"{type(error).__name__}: {error}")
+                raise
+
+        running = [threading.Thread(target=run, args=(each,)) for each in soaks]
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join()
+        assert not errors, errors
+        context.emit(stopped=context.index)
+        wait_until((Path(folder) / "quiet").exists, QUIET, "everybody has stopped")
+        held = _held(cache)
+        dump(Path(folder) / f"history-{context.index}", notebook.writes, notebook.reads)
+        stats = cache.stats()
+        return {
+            "held": held,
+            "operations": sum(each.operations for each in soaks),
+            "failures": notebook.failures,
+            "stats": stats.as_dict(),
+        }
+
+
+def _held(cache: CoherentCache) -> dict[str, list[Any]]:
+    """Return what the local tier holds once it has caught up, per key: epoch in hex, seq and value."""
+    instance = cache._runtime.instance
+    names = cache._runtime._subscriber._scripts.names
+
+    with _plain(cache) as plain:
+
+        def caught_up() -> bool:
+            clocks = [plain.hmget(name.clock, "epoch", "seq") for name in names]
+            positions = [(shard.epoch, b"%d" % (shard.position or 0)) for shard in instance.shards]
+            return cache.state == "coherent" and positions == [tuple(clock) for clock in clocks]
+
+        wait_until(caught_up, QUIET, "the instance has applied all messages")
+    return {
+        key: [(shard.epoch or b"").hex(), entry.seq, cache._value(entry)]
+        for shard in instance.shards
+        for key, entry in shard.tier.entries.items()
+    }
+
+
+def _plain(cache: CoherentCache) -> Any:
+    import redis  # noqa: PLC0415  # this worker alone needs it
+
+    kwargs = cache._endpoint.kwargs
+    return redis.Redis(host=kwargs["host"], port=kwargs["port"], db=cache._endpoint.database)
+
+
+@worker
+def watch(
+    context: Context,
+    *,
+    url: str,
+    options: dict[str, Any],
+    keys: list[str],
+    folder: str,
+) -> dict[str, Any]:
+    """Read some keys again and again, taking notes, until the file ``stop`` is there."""
+    stop = Path(folder) / "stop"
+    with CoherentCache(url, **options) as cache:
+        assert cache.wait_ready(QUIET)
+        cache.warm(keys)
+        notebook = Notebook(cache, context.index)
+        context.emit(ready=cache.instance_id)
+        rounds = 0
+        while not stop.exists():
+            for key in keys:
+                try:
+                    notebook.get_entry(key)
+                except CacheUnavailable:
+                    notebook.failures += 1
+            rounds += 1
+            time.sleep(0.002)
+        wait_until(lambda: cache.state == "coherent", QUIET, "the instance is coherent again")
+        dump(Path(folder) / f"history-{context.index}", notebook.writes, notebook.reads)
+        return {"rounds": rounds, "failures": notebook.failures, "stats": cache.stats().as_dict()}
+
+
+@worker
+def hits(context: Context, *, url: str, options: dict[str, Any], count: int) -> dict[str, int]:
+    """Take ``count`` local hits between two calls of ``getppid``, which a tracer can see."""
+    import os  # noqa: PLC0415
+
+    with CoherentCache(url, **options) as cache:
+        assert cache.wait_ready(QUIET)
+        cache.set("shared", 1)
+        cache.set("copied", {"a": [1, 2, 3]})
+        get = cache.get
+        get("shared"), get("copied")
+        before = cache.stats().hits
+        os.getppid()
+        for _ in range(count // 2):
+            get("shared")
+            get("copied")
+        os.getppid()
+        return {"hits": cache.stats().hits - before}
+
+
+# A kind that the soak's notes know is one that messages have; this fails when a new kind is added and not soaked.
+assert {kind.name for kind in Kind} == {"SET", "DELETE", "TOUCH", "TAG", "CLEAR"}

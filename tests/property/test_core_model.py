@@ -34,6 +34,7 @@ class Oracle:
     """What each key's live value is and was, in Redis.
 
     Attributes:
+        count: the numbers of changes.
         now: per key: number of the last change, and the value since (ABSENT if there is none).
         number: per value: number of the change that made it current.
         ended: per value: when it ceased to be current.
@@ -41,7 +42,7 @@ class Oracle:
 
     def __init__(self, loads):
         self._loads = loads
-        self._count = itertools.count(1)
+        self.count = itertools.count(1)
         self._expiry = {}
         self.now = dict.fromkeys(KEYS, (0, ABSENT))
         self.number = {}
@@ -54,7 +55,7 @@ class Oracle:
             value = ABSENT if live is None else self._loads(live.payload)
             before = self.now[key][1]
             if value != before:
-                number = next(self._count)
+                number = next(self.count)
                 if before is not ABSENT:
                     self.ended[before] = min(server.clock.now, self._expiry[before])
                 self.now[key] = (number, value)
@@ -72,7 +73,8 @@ class Doing:
         keys: the keys that its result is about.
         floor: per key, the number below which its result must not be.
         reads: whether its result is what it found.
-        tags: whether it invalidates tags.
+        tags: the tags that it invalidates.
+        number: number of the latest change when its latest request was executed.
         snapshot: per key that its success tells about, what Redis had when its latest request was executed.
         zombie: whether a server answered that is no primary any more.
     """
@@ -80,6 +82,7 @@ class Doing:
     def __init__(self, flight, keys, floor, *, reads, tags):
         self.flight = flight
         self.tags = tags
+        self.number = 0
         self.keys = keys
         self.floor = floor
         self.reads = reads
@@ -96,6 +99,7 @@ class CoherenceMachine(RuleBasedStateMachine):
         self.clock = self.world.clock
         self.members = self.world.members
         self.values = itertools.count(1)
+        self.tags = {}
         self.oracle = Oracle(self.members[0].instance.codec.loads)
         self.seen = {member.name: defaultdict(int) for member in self.members}
         self.doing = []
@@ -110,7 +114,7 @@ class CoherenceMachine(RuleBasedStateMachine):
     def look(self):
         self.oracle.look(self.world.server)
 
-    def start(self, flight, keys, far, *, reads=False, tags=False):
+    def start(self, flight, keys, far, *, reads=False, tags=()):
         doing = Doing(flight, keys, dict(self.seen[flight.member.name]), reads=reads, tags=tags)
         self.doing.append(doing)
         if far != "started":
@@ -119,12 +123,10 @@ class CoherenceMachine(RuleBasedStateMachine):
             self.let_finish(doing)
 
     def let_execute(self, doing):
-        before = dict(self.oracle.now)
         doing.flight.execute()
         self.look()
-        now = self.oracle.now
-        # A tag invalidation tells about those keys alone that it made absent.
-        doing.snapshot.update((key, now[key]) for key in doing.keys if not doing.tags or now[key] != before[key])
+        doing.snapshot.update((key, self.oracle.now[key]) for key in doing.keys)
+        doing.number = next(self.oracle.count)
 
     def let_finish(self, doing):
         flight = doing.flight
@@ -145,6 +147,8 @@ class CoherenceMachine(RuleBasedStateMachine):
                 assert (ABSENT if found is None else found[0]) == value, "a read returns what Redis had"
             assert number >= doing.floor.get(key, 0), "never backwards"
             seen[key] = max(seen[key], number)
+        for tag in doing.tags:
+            seen[tag] = max(seen[tag], doing.number)
 
     def pick(self, number, *, executed):
         fitting = [doing for doing in self.doing if doing.flight.executed is executed]
@@ -155,7 +159,9 @@ class CoherenceMachine(RuleBasedStateMachine):
             member.cut()
 
     def check_hit(self, member, key, value):
-        assert self.oracle.number[value] >= self.seen[member.name][key], "contract 1: went backwards"
+        number, seen = self.oracle.number[value], self.seen[member.name]
+        assert number >= seen[key], "contract 1: went backwards"
+        assert all(number > seen[tag] for tag in self.tags.get(value, ())), "contract 1: invalidated before"
         assert self.oracle.ended.get(value, inf) >= self.clock.now - member.settings.max_staleness, "contract 2"
 
     # -- operations, step by step ----------------------------------------------------------------------------------
@@ -166,7 +172,9 @@ class CoherenceMachine(RuleBasedStateMachine):
 
     @rule(who=WHO, key=KEY, tags=TAGS, ttl=TTL, far=FAR)
     def store(self, who, key, tags, ttl, far):
-        self.start(self.members[who].store({key: next(self.values)}, tags=tags, ttl=ttl), [key], far)
+        value = next(self.values)
+        self.tags[value] = tags
+        self.start(self.members[who].store({key: value}, tags=tags, ttl=ttl), [key], far)
 
     @rule(who=WHO, far=FAR, what=st.sampled_from(["store", "delete", "touch", "update", "clear", "invalidate"]))
     def write(self, who, far, what):
@@ -183,7 +191,7 @@ class CoherenceMachine(RuleBasedStateMachine):
             case "clear":
                 self.start(member.clear(), KEYS, far)
             case "invalidate":
-                self.start(member.invalidate("t1"), KEYS, far, tags=True)
+                self.start(member.invalidate("t1"), (), far, tags=("t1",))
 
     @precondition(lambda self: self.doing)
     @rule(pick=PICK)

@@ -128,10 +128,13 @@ def survives(data, code):
     except SerializationError as error:
         assert error.__context__ is error.__cause__ is None  # noqa: PT017 - it is not about what is raised but about what it drags along
         return
-    with contextlib.suppress(SerializationError):  # nested more deeply than the encoder takes
+    try:
         again = MSGPACK.decode(MSGPACK.encode(value), CODE_MSGPACK)
-        if "nan" not in repr(value).lower():
-            assert shape(again) == shape(value)
+    except SerializationError as error:
+        assert "containers inside one another" in error.reason  # noqa: PT017 - the one thing that is taken but not given
+        return
+    if "nan" not in repr(value).lower():
+        assert shape(again) == shape(value)
 
 
 @given(st.binary())

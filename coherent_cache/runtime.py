@@ -156,6 +156,8 @@ class Runtime:
                         self.instance.counters.errors += 1
                     requests = operation.throw(error)
                 else:
+                    if self._subscriber.pausing:
+                        self._subscriber.wake()
                     requests = operation.send(replies)
         except StopIteration as stop:
             result: T = stop.value

@@ -93,11 +93,15 @@ def read_one(instance: Instance, key: str) -> Operation[Found | None]:
     Raises:
         As :func:`read`.
     """
+    return (yield from _read_with_epoch(instance, key))[0]
+
+
+def _read_with_epoch(instance: Instance, key: str) -> Operation[tuple[Found | None, bytes]]:
+    """Read a key; return what is there, and the epoch that the answer belongs to."""
     replies: list[ReadReply] = []
     raw = (yield from read(instance, (key,), replies)).get(key)
-    if raw is None:
-        return None
-    return Found(raw[0], Version(replies[-1].epoch, raw[1]), raw[2], replies[-1].sent_at)
+    epoch, sent_at = replies[-1].epoch, replies[-1].sent_at
+    return None if raw is None else Found(raw[0], Version(epoch, raw[1]), raw[2], sent_at), epoch
 
 
 def read(
@@ -355,9 +359,9 @@ def update(
     """
     tags = check_tags(tags)
     for attempt in range(attempts):
-        found = yield from read_one(instance, key)
+        found, epoch = yield from _read_with_epoch(instance, key)
         value = fn(default if found is None else found.value)
-        condition = Condition() if found is None else Condition(found.version.epoch, found.version.seq)
+        condition = Condition(epoch, 0 if found is None else found.version.seq)
         try:
             if value is not MISSING:
                 yield from store(instance, {key: value}, ttl=ttl, tags=tags, condition=condition)

@@ -66,7 +66,8 @@ class Condition:
     """What a conditional write requires of the present value.
 
     Attributes:
-        epoch: epoch of the required version; empty if the key must be absent.
+        epoch: epoch of the required version. For a key that must be absent: the epoch that it was found absent in, so
+            that a history in which it was there since and that was lost is noticed; empty for any.
         seq: seq of the required version; 0 if the key must be absent.
     """
 

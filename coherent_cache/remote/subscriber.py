@@ -115,10 +115,13 @@ class Subscriber:
         self._inline = endpoint.kwargs["protocol"] == 3
         self._protocol: int | None = None
         self._stopping = threading.Event()
+        self._nudged = threading.Event()
         self._link: Link | None = None
         self._established = False
         self._thread: threading.Thread | None = None
         self._settled = threading.Condition()
+        self.pausing = False
+        """Whether the thread waits before another attempt to connect."""
         self.fatal: CoherentCacheError | None = None
         """Why there will never be a connection, e.g. a namespace of other settings; None as long as there may be."""
         for shard in shards:
@@ -142,7 +145,8 @@ class Subscriber:
         return True
 
     def wake(self) -> None:
-        """Let the thread look at once whether a shard needs a resync."""
+        """Let the thread look at once whether a shard needs a resync, or end its pause: Redis answers again."""
+        self._nudged.set()
         link = self._link
         if link is not None:
             link.wake()
@@ -184,8 +188,17 @@ class Subscriber:
                 shard.tick(self._clock())
             self._emit(SubscriberLost(cause, delay))
             self._settle()
-            self._stopping.wait(delay)
+            self._pause(delay)
         self._settle()
+
+    def _pause(self, seconds: float) -> None:
+        """Wait before the next attempt: the shortest pause in any case, the rest until somebody reaches Redis."""
+        self._nudged.clear()
+        self.pausing = True
+        shortest = min(seconds, FIRST_PAUSE)
+        if not self._stopping.wait(shortest):
+            self._nudged.wait(seconds - shortest)
+        self.pausing = False
 
     def _serve(self) -> None:
         """Serve one connection until the thread is to stop; raises if it ends earlier."""

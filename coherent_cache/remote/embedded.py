@@ -525,6 +525,25 @@ def _wait_until(predicate: Callable[[], bool], timeout: float) -> bool:
     return True
 
 
+def _surviving_errors(handler: Any) -> Any:
+    """Return fakeredis' handler changed so that an error reply does not end the connection, as in a real server."""
+
+    class Handler(handler):  # type: ignore[misc]
+        def setup(self) -> None:
+            super().setup()
+            read = self.current_client.read_response
+
+            def read_or_error(**options: Any) -> Any:
+                try:
+                    return read(**options)
+                except redis.ResponseError as error:
+                    return error
+
+            self.current_client.read_response = read_or_error
+
+    return Handler
+
+
 def _start_fake(name: str) -> _Use:
     try:
         importlib.import_module("lupa")
@@ -545,6 +564,7 @@ def _start_fake(name: str) -> _Use:
     )
     fake = fakeredis.TcpFakeServer(("127.0.0.1", 0), bind_and_activate=False)
     fake.request_queue_size = FAKE_BACKLOG
+    fake.RequestHandlerClass = _surviving_errors(fake.RequestHandlerClass)
     fake.daemon_threads = True  # else an open connection would keep this process from ending
     try:
         fake.server_bind()

@@ -25,9 +25,8 @@ from coherent_cache.core.requests import (
 )
 from coherent_cache.core.states import State
 from coherent_cache.errors import CacheUnavailable, ForeignValue, NotCoherent, VersionConflict
-from coherent_cache.testing.simulation.checks import check_hit, check_local_value, check_result
+from coherent_cache.testing.simulation.checks import check_hit, check_local_value, check_result, check_seen, number_of
 from coherent_cache.testing.simulation.network import Exchange
-from coherent_cache.testing.simulation.process import number_of
 from coherent_cache.wire import Kind
 
 if TYPE_CHECKING:
@@ -167,16 +166,17 @@ class Call:
             check_result(self, stop.value)
         except VersionConflict:
             self._end("conflict")
-            check_result(self, None)
+            check_seen(self)
         except CacheUnavailable as error:
             self._end(f"fails: {error}")
             if error.maybe_applied:
-                check_result(self, None)
+                check_seen(self)
         except ForeignValue:
             self._end("foreign value")
         except Cancelled:
             self._end("cancelled")
-            check_result(self, None)
+            if self._exchange is not None and self._exchange.writes:
+                check_seen(self)
         else:
             loop = self.process.loop
             loop.at(loop.now + self._delay(), self.process, self._send, requests)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coherent_cache.config import Settings
 from coherent_cache.core.instance import Instance
 from coherent_cache.core.local_tier import Entry
 from coherent_cache.events import Event, Resynced
 from coherent_cache.serializers import make_codec
-from coherent_cache.testing.simulation.checks import check_process
+from coherent_cache.testing.simulation.checks import check_process, number_of
 from coherent_cache.testing.simulation.loop import PreemptibleLock
 from coherent_cache.testing.simulation.network import Pool
 from coherent_cache.testing.simulation.subscriber import SubscriberThread
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from coherent_cache.testing.simulation.world import World
 
 CODEC = make_codec("msgpack")
-
-def number_of(value: Any) -> int:
-    """Return the number that a value of the simulation carries; some are wrapped, to be kept in coded form."""
-    number: int = value[0] if isinstance(value, list) else value
-    return number
 
 class Process:
     """One process. A restarted or forked one is another object with another name.

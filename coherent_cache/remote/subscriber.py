@@ -118,6 +118,7 @@ class Subscriber:
         self._nudged = threading.Event()
         self._link: Link | None = None
         self._established = False
+        self._replays = True
         self._thread: threading.Thread | None = None
         self._settled = threading.Condition()
         self.pausing = False
@@ -213,11 +214,14 @@ class Subscriber:
             origin=self._scripts.origin,
             heartbeat=self._settings.heartbeat,
             patience=max(2 * self._settings.heartbeat, self._settings.max_staleness / 2),
-            replay_limit=self._settings.replay_limit,
+            replay_limit=self._settings.replay_limit if self._replays else 0,
             now=self._clock(),
         )
         wire = _Wire(link, session, self._scripts, self._io, channels, {} if self._inline else marks)
         self._link = link
+        # From here on, not only from the resync on: a mark that is asked for through an idle connection to an old
+        # primary would come from there for ever.
+        self._pool.server = link.server
         try:
             next_tick = 0.0
             while not self._stopping.is_set():
@@ -237,9 +241,8 @@ class Subscriber:
                     raise LinkLost(session.failure)
                 next_tick = session.next_tick()
                 if session.established and not self._established:
-                    self._established = True
+                    self._established = self._replays = True
                     self.fatal = None
-                    self._pool.server = link.server
                     self._emit(SubscriberConnected(link.server, "resp3" if self._inline else "marks"))
                 # Every change that anybody waits for makes an event.
                 if self._events.waiting:
@@ -250,6 +253,9 @@ class Subscriber:
         finally:
             self._link = None
             self._pool.server = None
+            # Perhaps the server ended it because what was missed did not fit into its output buffer: then a replay
+            # would be asked for again and again. Without one, the next resync flushes if anything was missed.
+            self._replays = self._established
             session.lost("connection ended")
             link.close()
 

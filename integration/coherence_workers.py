@@ -324,6 +324,8 @@ def watch(
                 except CacheUnavailable:
                     notebook.failures += 1
             rounds += 1
+            if rounds % 20 == 0:
+                context.emit(round=rounds)
             time.sleep(0.002)
         wait_until(lambda: cache.state == "coherent", QUIET, "the instance is coherent again")
         dump(Path(folder) / f"history-{context.index}", notebook.writes, notebook.reads)

@@ -12,7 +12,7 @@ What a network can do to a connection, and what does it here::
     proxy.delay(0.2, SUBSCRIBER)                # a long way: everything arrives, later, in order
     proxy.cut(SUBSCRIBER)                       # closed, once
     proxy.refuse(SUBSCRIBER)                    # closed, and new ones too, as soon as their name is known
-    proxy.upstream = other_server.port          # failover: where new connections lead to
+    proxy.upstream = other_server.url           # failover: where new connections lead to
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
+    from urllib.parse import SplitResult
 
 SUBSCRIBER = ":subscriber"
 EVERYTHING = ""
@@ -56,7 +58,7 @@ class _Pipe:
 class _Connection:
     """A client's connection and the one to the server that belongs to it."""
 
-    def __init__(self, number: int, upstream: int) -> None:
+    def __init__(self, number: int, upstream: SplitResult) -> None:
         self.number = number
         self.upstream = upstream
         self.name: str | None = None  # None until its handshake has told
@@ -77,14 +79,14 @@ class _Connection:
 
 
 class Proxy:
-    """Forwards connections to ``127.0.0.1:upstream``, and does to them what a test wants.
+    """Forwards connections to the server at ``upstream``, and does to them what a test wants.
 
     Attributes:
-        upstream: port that new connections lead to; may be changed at any time.
-        url: where caches connect to.
+        upstream: URL of the server that new connections lead to; may be changed at any time.
+        url: the same URL with the proxy's own address: where caches connect to.
     """
 
-    def __init__(self, upstream: int) -> None:
+    def __init__(self, upstream: str) -> None:
         self.upstream = upstream
         self._connections: dict[int, _Connection] = {}
         self._made = 0
@@ -98,8 +100,10 @@ class Proxy:
         self._server = asyncio.run_coroutine_threadsafe(
             asyncio.start_server(self._accept, "127.0.0.1", 0), self._loop
         ).result(STOP_TIMEOUT)
-        self.port = int(self._server.sockets[0].getsockname()[1])
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        parts = urlsplit(upstream)
+        user, at, _ = parts.netloc.rpartition("@")
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = urlunsplit(parts._replace(netloc=f"{user}{at}127.0.0.1:{port}"))
 
     def __enter__(self) -> Self:
         return self
@@ -174,7 +178,7 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         self._made += 1
-        connection = _Connection(self._made, self.upstream)
+        connection = _Connection(self._made, urlsplit(self.upstream))
         connection.writers.append(writer)
         self._connections[connection.number] = connection
         try:
@@ -190,7 +194,8 @@ class Proxy:
     async def _forward(
         self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", connection.upstream)
+        server = connection.upstream
+        to_reader, to_writer = await asyncio.open_connection(server.hostname, server.port or 6379)
         connection.writers.append(to_writer)
         there = _Pipe(TO_SERVER, reader, to_writer)
         back = _Pipe(TO_CLIENT, to_reader, writer)

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
+from coherent_cache import MISSING, CoherentCache, VersionConflict
 from coherent_cache.errors import CacheUnavailable, ConfigError
 from coherent_cache.remote import embedded
 from coherent_cache.remote.embedded import (
@@ -915,6 +916,22 @@ def test_a_warning_that_is_an_error_leaves_no_server(name, nothing_installed):
     with pytest.raises(RuntimeWarning):
         embedded_url(name)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("coherent-cache-embedded")]
+
+
+def test_caches_are_coherent_over_fakeredis_too(name, nothing_installed):
+    with pytest.warns(RuntimeWarning, match="fakeredis"):
+        first = CoherentCache(f"embedded://{name}", namespace="fallback")
+    with first, CoherentCache(f"embedded://{name}", namespace="fallback") as second:
+        assert first.wait_ready(10)
+        assert second.wait_ready(10)
+        first.set("k", 1)
+        assert second.get("k") == 1
+        first.set("k", 2)
+        wait_until(lambda: second.get("k") == 2, 5, "the invalidation arrives")
+        with pytest.raises(VersionConflict):
+            first.set("k", 3, if_version=MISSING)
+        assert "fakeredis" in first.server
+    stop_embedded(name)
 
 
 @pytest.mark.parametrize("missing", ["fakeredis", "lupa"])

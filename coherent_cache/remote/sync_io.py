@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -38,6 +39,7 @@ class ConnectionPool:
         """Run id of the server that the subscriber is synchronised with; idle connections to others are closed: after
         a failover an old primary may go on answering those that it still has (P16). None if it is not known."""
         self._closed = False
+        self._pid = os.getpid()
 
     def acquire(self) -> CommandConnection:
         """Take a connection that is ready for a command; it must be given back by :meth:`release`.
@@ -45,6 +47,8 @@ class ConnectionPool:
         Raises:
             CacheUnavailable: none is free, or none can be made. Nothing was sent.
         """
+        if self._pid != os.getpid():  # a child came back from a fork in the middle of the parent's operation (P13)
+            raise CacheUnavailable("this operation is the parent process'; call it again in this one")
         if self._closed:
             raise CacheUnavailable("the cache is closed")
         try:
@@ -81,11 +85,13 @@ class ConnectionPool:
 
     def release(self, connection: CommandConnection, *, sound: bool) -> None:
         """Give a connection back; one that is not sound is closed: a reply may still be on its way (review A25)."""
-        if sound and not self._closed:
-            self._idle.put(connection)
-        else:
+        if not sound or self._closed:
             connection.close()
             self._idle.put(None)
+            return
+        self._idle.put(connection)
+        if self._closed:  # meanwhile
+            self.close()
 
     def close(self) -> None:
         """Close idle connections now, lent ones when they come back."""

@@ -8,10 +8,13 @@ reconnects, explicit time-outs, and each one knows which server process it leads
 from __future__ import annotations
 
 import re
+import os
+import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import redis
 from redis.backoff import NoBackoff
@@ -56,7 +59,7 @@ class Endpoint:
     """
 
     connection_class: type[AbstractConnection]
-    kwargs: dict[str, Any]
+    kwargs: dict[str, Any] = field(repr=False)  # there may be a password in it
     database: int
     description: str
     note: str = ""
@@ -80,7 +83,27 @@ class Endpoint:
         kwargs = self.kwargs | {"client_name": name}
         if protocol is not None:
             kwargs["protocol"] = protocol
-        return self.connection_class(**kwargs)
+        connection = self.connection_class(**kwargs)
+        _made.add(connection)
+        return connection
+
+
+_made: Final[WeakSet[AbstractConnection]] = WeakSet()
+
+
+def _close_inherited_sockets() -> None:
+    """In a forked child: close its copies of the parent's sockets, without a shutdown (P13).
+
+    A copy that stays open keeps the connection open when the parent dies, and nobody reads it any more.
+    """
+    for connection in list(_made):
+        sock = getattr(connection, "_sock", None)
+        if isinstance(sock, socket.socket):
+            sock.close()
+    _made.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited_sockets)
 
 
 def resolve(source: object, settings: Settings) -> Endpoint:

@@ -28,14 +28,21 @@ if not epoch then
   end
 end
 
-local entries = {}
+-- In pieces, and not beyond a mebibyte: a replay that does not fit into the subscriber's output buffer would end its
+-- connection, each time again. Entries that are missing make the asker flush.
+local entries, bytes = {}, 0
 if ARGV[4] ~= '' then
   local position, most = tonumber(ARGV[4]), tonumber(ARGV[5])
   if seq > position and seq - position <= most then
-    local log = redis.pcall('XRANGE', KEYS[2], ARGV[4] .. '-0', '+', 'COUNT', decimal(most + 1))
-    if not log.err then
-      for i = 1, #log do entries[i] = bin(log[i][2][2] or '') end
-    end
+    repeat
+      local log = redis.pcall('XRANGE', KEYS[2], decimal(position + #entries) .. '-0', '+', 'COUNT', '100')
+      if log.err then break end
+      for i = 1, #log do
+        local message = log[i][2][2] or ''
+        entries[#entries + 1], bytes = bin(message), bytes + #message
+      end
+    until #log < 100 or #entries > most or bytes > 1048576
+    if bytes > 1048576 then entries = {} end
   end
 end
 

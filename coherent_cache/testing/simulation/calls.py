@@ -49,6 +49,8 @@ class Call:
         step: the schedule's step that started it.
         floors: the process' floors when it was called: what it returns must not be older.
         seen: per key, index and value of what the primary had when the latest request was executed.
+        tag_floors: the same for tags.
+        invalidated: tag, and index of the latest change when it was invalidated.
         elsewhere: whether a server executed a request that was not the primary in office.
         reads: keys whose values it returns.
     """
@@ -61,7 +63,9 @@ class Call:
         self.process = process
         self.step = step
         self.floors = process.floors.copy()
+        self.tag_floors = process.tag_floors.copy()
         self.seen: dict[str, tuple[int, int | None]] = {}
+        self.invalidated: tuple[str, int] | None = None
         self.elsewhere = False
         self.reads: Sequence[str] = ()
         self._generator: Operation[Any] | None = None
@@ -221,6 +225,8 @@ class Call:
             live = server.live(request.shard, key)
             value = world.number_of(live) if live is not None else None
             self.seen[key] = (last[key].index, value)
+        if isinstance(request, FloorRequest) and request.kind is Kind.TAG:
+            self.invalidated = (request.tags[0], world.history.index)
 
     def _concerned(self, request: Request) -> Iterable[str]:
         match request:
@@ -229,11 +235,8 @@ class Call:
             case TouchRequest():
                 return (request.key,)
             case FloorRequest():
-                keys = self.process.keys_of(request.shard)
-                if request.kind is Kind.CLEAR:
-                    return keys
-                last, now = self.process.world.history.last, self.process.loop.now
-                return [key for key in keys if last[key].value is None and last[key].time == now]
+                # Of a tag, what was written meanwhile may not be known here: the tagged values count, see `checks`.
+                return self.process.keys_of(request.shard) if request.kind is Kind.CLEAR else ()
             case _:
                 return request.keys
 
@@ -247,11 +250,12 @@ class Call:
             self._advance(partial(generator.throw, outcome))
         else:
             self._note(f"gets the answer of {run_id}")
+            self.process.subscriber.nudge()
             self._advance(partial(generator.send, outcome))
 
     def cancel(self) -> None:
         """Cancel it: an exception comes up where it waits."""
-        if self._exchange is not None and self._generator is not None:
+        if self._exchange is not None and self._generator is not None and not self._generator.gi_running:
             self._exchange.abandon()
             self._advance(partial(self._generator.throw, Cancelled()))
 
@@ -300,7 +304,7 @@ def _update(call: Call, key: str) -> Operation[Any]:
     )
 
 
-def _drop(call: Call, key: str) -> Operation[Any]:
+def _remove(call: Call, key: str) -> Operation[Any]:
     return operations.update(
         call.process.core, key, lambda _: MISSING, default=0, ttl=None, tags=(), attempts=UPDATE_ATTEMPTS
     )
@@ -311,7 +315,7 @@ OPERATIONS: Final[dict[str, Callable[..., Operation[Any]]]] = {
     "set": _store,
     "add": _add,
     "update": _update,
-    "drop": _drop,
+    "remove": _remove,
     "delete": lambda call, keys: operations.delete(call.process.core, keys),
     "touch": lambda call, key, ttl: operations.touch(call.process.core, key, ttl),
     "clear": lambda call: operations.raise_floor(call.process.core, Kind.CLEAR),

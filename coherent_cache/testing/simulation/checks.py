@@ -24,6 +24,7 @@ from coherent_cache.wire import Kind, WireError, decode_message
 
 if TYPE_CHECKING:
     from coherent_cache.testing.simulation.calls import Call
+    from coherent_cache.testing.simulation.history import Change
     from coherent_cache.testing.simulation.process import Process
     from coherent_cache.testing.simulation.world import World
 
@@ -70,6 +71,8 @@ def check_process(process: Process) -> None:
                 raise Violation("I2", f"{text} horizon at {horizon:.4f}")
             if servable and change.index < floors.get(key, 0) and index not in process.exempt:
                 raise Violation("contract 1", f"{process.name} would serve {key}=v{value}, older than it has seen")
+            if servable and change.tags and index not in process.exempt:
+                _check_tags(process, change, process.tag_floors)
             if watched:
                 _check_message_comes(process, shard, key, entry)
 
@@ -123,12 +126,20 @@ def check_hit(call: Call, key: str, value: int, at: float) -> None:
     index = process.core.shard_of(key.encode()).index
     if change.index < call.floors.get(key, 0) and index not in process.exempt:
         raise Violation("contract 1", f"{process.name} served {key}=v{value}, older than it had seen when asked")
+    if change.tags and index not in process.exempt:
+        _check_tags(process, change, call.tag_floors)
     bound = process.settings.max_staleness
     if process.settings.on_disconnect == "serve_stale":
         bound = max(bound, process.settings.stale_limit)
     if change.end + EPSILON < process.to_global(process.local() - bound) - (process.loop.now - at):
         raise Violation("contract 2", f"{process.name} served {key}=v{value}, current until {change.end:.4f} only")
     process.floors[key] = max(process.floors.get(key, 0), change.index)
+
+
+def _check_tags(process: Process, change: Change, tag_floors: dict[str, int]) -> None:
+    for tag in change.tags:
+        if tag_floors.get(tag, 0) >= change.index:
+            raise Violation("contract 1", f"{process.name} serves {change}, though it has invalidated {tag}")
 
 
 def check_local_value(process: Process, key: str, value: int, at: float) -> None:
@@ -138,7 +149,7 @@ def check_local_value(process: Process, key: str, value: int, at: float) -> None
         raise Violation("contract 2", f"{process.name} would serve {key}=v{value}, ended {change.end:.4f}, at {at:.4f}")
 
 
-def _known(process: Process, key: str, value: int) -> Any:
+def _known(process: Process, key: str, value: int) -> Change:
     change = process.world.history.of_value.get(value)
     if change is None or change.key != key:
         raise Violation("contract 5", f"{process.name} returned {key}=v{value}, which no Redis stored")
@@ -170,6 +181,9 @@ def check_seen(call: Call) -> None:
         if index < call.floors.get(key, 0):
             raise Violation("contract 1", f"{process.name} got {key} from Redis older than it had seen")
         process.floors[key] = max(process.floors.get(key, 0), index)
+    if call.invalidated is not None:
+        tag, index = call.invalidated
+        process.tag_floors[tag] = max(process.tag_floors.get(tag, 0), index)
 
 
 def check_quiet(world: World) -> None:

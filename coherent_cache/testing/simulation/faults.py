@@ -48,7 +48,7 @@ def _stall(world: World, process: Process, _key: str, how: float, _b: float, _c:
         link.stalled_until = world.loop.now + LONGEST * how
 
 
-def _drop(world: World, process: Process, _key: str, how: float, many: float, _c: float) -> None:
+def _lose_messages(world: World, process: Process, _key: str, how: float, many: float, _c: float) -> None:
     """Let messages vanish in silence for a while (I5, I13)."""
     link = process.subscriber.link
     if link is not None:
@@ -225,7 +225,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "cut": _cut,
     "black_hole": _black_hole,
     "stall": _stall,
-    "drop": _drop,
+    "lose_messages": _lose_messages,
     "cut_commands": _cut_commands,
     "cancel": _cancel,
     "pause": _pause,

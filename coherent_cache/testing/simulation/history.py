@@ -21,17 +21,21 @@ class Change:
         time: when it became current, in virtual seconds.
         ended: when it ceased to be, by another change.
         expires: when its time to live ends.
+        tags: its tags.
     """
 
-    __slots__ = ("ended", "expires", "index", "key", "time", "value")
+    __slots__ = ("ended", "expires", "index", "key", "tags", "time", "value")
 
-    def __init__(self, index: int, key: str, value: int | None, time: float, expires: float) -> None:
+    def __init__(
+        self, index: int, key: str, value: int | None, time: float, expires: float, tags: tuple[str, ...]
+    ) -> None:
         self.index = index
         self.key = key
         self.value = value
         self.time = time
         self.ended = inf
         self.expires = expires
+        self.tags = tags
 
     @property
     def end(self) -> float:
@@ -48,22 +52,25 @@ class History:
     Attributes:
         last: per key, its present value.
         of_value: per value, its latest time as the present one.
+        index: of the latest change.
     """
 
     def __init__(self, keys: Iterable[str]) -> None:
         """Begin with nothing there."""
         self._index = count(1)
-        self.last = {key: Change(0, key, None, -inf, inf) for key in keys}
+        self.index = 0
+        self.last = {key: Change(0, key, None, -inf, inf, ()) for key in keys}
         self.of_value: dict[int, Change] = {}
 
-    def record(self, key: str, value: int | None, now: float, expires: float) -> None:
+    def record(self, key: str, value: int | None, now: float, expires: float, tags: tuple[str, ...]) -> None:
         """Note what a key's value is now; the same value again may have another time to live."""
         last = self.last[key]
         if last.value == value and (value is None or last.ended == inf):
             last.expires = expires
             return
         last.ended = now
-        change = Change(next(self._index), key, value, now, expires)
+        self.index = next(self._index)
+        change = Change(self.index, key, value, now, expires, tags)
         self.last[key] = change
         if value is not None:
             self.of_value[value] = change
@@ -71,6 +78,6 @@ class History:
     def record_orphan(self, key: str, value: int, ended: float) -> None:
         """Note a value that a server wrote which was no longer in office: it never was current after ``ended``."""
         if value not in self.of_value:
-            change = Change(self.last[key].index, key, value, ended, inf)
+            change = Change(self.last[key].index, key, value, ended, inf, ())
             change.ended = ended
             self.of_value[value] = change

@@ -47,7 +47,7 @@ class Loop:
     Attributes:
         now: virtual time in seconds.
         events: events run so far.
-        flying: commands that have been sent and that a server may still execute.
+        flying: writes that have been sent and that a server may still execute.
         preempt_chance: how often a thread loses the processor where it takes a lock.
     """
 

@@ -204,19 +204,26 @@ class Connection:
 
 
 class Pool:
-    """The command connections of one process."""
+    """The command connections of one process.
+
+    Attributes:
+        idle: those that nobody uses.
+        all: those that have not been cut.
+        server: server that the subscriber is connected to: idle connections to others are not used any more (P16).
+    """
 
     def __init__(self, route: Callable[[], Server | None]) -> None:
         """Make an empty pool; ``route`` tells where a new connection leads."""
         self._route = route
         self.idle: deque[Connection] = deque()
         self.all: list[Connection] = []
+        self.server: Server | None = None
 
     def acquire(self) -> Connection | None:
         """Take an idle connection or a new one; None if there is no server to connect to."""
         while self.idle:
             connection = self.idle.popleft()
-            if not connection.noticed:
+            if not connection.noticed and self.server in (None, connection.server):
                 return connection
         server = self._route()
         if server is None or not server.alive:
@@ -224,6 +231,10 @@ class Pool:
         connection = Connection(server)
         self.all.append(connection)
         return connection
+
+    def forget(self) -> None:
+        """Use no idle connection any more."""
+        self.idle.clear()
 
     def cut_all(self, server: Server | None, *, noticed: bool) -> None:
         """Cut the connections to one server, or all of them."""
@@ -281,7 +292,7 @@ class Exchange:
         self._deadline = loop.now + timeout
         arrival = loop.now + self._delays[0]
         if self._delays[0] < LOST:
-            loop.flying += 1
+            loop.flying += self.writes
             loop.at(arrival, None, self._execute)
         if arrival > self._deadline:
             loop.at(self._deadline, self._owner, self._fail, "no answer in time")
@@ -298,7 +309,7 @@ class Exchange:
             if loop.now <= self._deadline < server.stalled_until:
                 loop.at(self._deadline, self._owner, self._fail, "no answer in time")
             return
-        loop.flying -= 1
+        loop.flying -= self.writes
         if connection.cut or not server.alive:
             loop.at(loop.now + RESET, self._owner, self._fail, "connection reset")
             return

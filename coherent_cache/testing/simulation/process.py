@@ -35,6 +35,7 @@ class Process:
         subscriber: its subscriber thread.
         calls: operations under way.
         floors: per key, index of the newest change that a completed operation returned or made.
+        tag_floors: per tag, index of the newest change when it was invalidated from here.
         exempt: shards that have not been resynchronised since the primary was replaced by one that lags: until then
             values may go back once.
         answering: taint of the answer that the subscriber is just taking in.
@@ -78,6 +79,7 @@ class Process:
         self.paused_until = 0.0
         self.calls: list[Call] = []
         self.floors: dict[str, int] = {}
+        self.tag_floors: dict[str, int] = {}
         self.exempt: set[int] = set()
         self.answering = 0
         self.misrouted: Server | None = None

@@ -105,14 +105,14 @@ class Profile:
 
 
 _NETWORK: Final = {
-    "cut": 6, "black_hole": 3, "stall": 3, "drop": 5, "cut_commands": 2, "cancel": 3, "pause": 4, "damage": 2, "lag": 2,
+    "cut": 6, "black_hole": 3, "stall": 3, "lose_messages": 5, "cut_commands": 2, "cancel": 3, "pause": 4, "damage": 2, "lag": 2,
 }  # fmt: skip
 _SERVER: Final = {
     "restart_empty": 2, "restart_full": 1, "flush": 3, "lose_clock": 4, "lose_log": 3, "trim_log": 3, "evict_value": 3,
-    "foreign": 3, "refuse": 3, "abort": 5, "stall_server": 2, "cut": 4, "drop": 2, "cancel": 1, "damage": 1,
+    "foreign": 3, "refuse": 3, "abort": 5, "stall_server": 2, "cut": 4, "lose_messages": 2, "cancel": 1, "damage": 1,
 }  # fmt: skip
 _FAILOVER: Final = {
-    "replicate": 6, "fail_over": 8, "restart_old": 3, "misroute": 3, "cut": 3, "pause": 2, "drop": 1, "lose_log": 1,
+    "replicate": 6, "fail_over": 8, "restart_old": 3, "misroute": 3, "cut": 3, "pause": 2, "lose_messages": 1, "lose_log": 1,
 }  # fmt: skip
 _LIFE: Final = {"crash": 4, "fork": 3, "cut": 3, "pause": 4, "cancel": 4, "cut_commands": 2, "stall": 2}
 
@@ -127,7 +127,7 @@ PROFILES: Final = {
 """Kinds of schedules."""
 
 _OPERATIONS: Final = {
-    "get": 40, "read": 6, "set": 20, "delete": 6, "touch": 3, "update": 4, "add": 3, "drop": 1, "clear": 2,
+    "get": 40, "read": 6, "set": 20, "delete": 6, "touch": 3, "update": 4, "add": 3, "remove": 1, "clear": 2,
     "invalidate": 4, "clear_local": 1, "evict": 3,
 }  # fmt: skip
 
@@ -199,7 +199,7 @@ class _Maker:
             key = favourite if rng.random() < 0.8 else rng.choice(self._keys)
             at += rng.expovariate(12) if rng.random() < 0.8 else rng.uniform(0, 1)
             gap = 10 ** rng.uniform(-3, 0.5) if rng.random() < 0.1 else 0.0
-            delays = (self._delay() if rng.random() < 0.2 else 0.0, self._delay(), self._delay())
+            delays = (min(2.0, self._delay()) if rng.random() < 0.2 else 0.0, self._delay(), self._delay())
             if rng.random() < 0.1:
                 delays += (0.0, self._delay(), self._delay())
             steps.append(Step(at, rng.randrange(self._processes), action, self._args(action, key), delays, gap))
@@ -208,7 +208,7 @@ class _Maker:
     def _args(self, action: str, key: str) -> tuple[Any, ...]:
         rng = self._rng
         match action:
-            case "get" | "add" | "update" | "drop" | "evict":
+            case "get" | "add" | "update" | "remove" | "evict":
                 return (key,)
             case "read" | "delete":
                 return (self._several(key),)

@@ -373,7 +373,7 @@ class Server:
         current = self._live_seq(data, key)
         if current is None:
             return self._reply(data, sent_at, applied=False, foreign=True)
-        if current != wanted.seq or (current > 0 and data.epoch != wanted.epoch):
+        if current != wanted.seq or (wanted.epoch and data.epoch != wanted.epoch):
             return self._reply(data, sent_at, applied=False, current_seq=current)
         return None
 

@@ -45,6 +45,9 @@ class SubscriberThread:
         self._buffer_limit = buffer_limit
         self._pause = FIRST_PAUSE
         self._established = False
+        self._replays = True
+        self._pausing = True
+        self._shortest = 0.0
         self._next_tick = 0.0
         self._busy = False
         self._again = False
@@ -73,6 +76,9 @@ class SubscriberThread:
     # -- one connection --------------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
+        if not self._pausing:
+            return
+        self._pausing = False
         process = self._process
         self._established = False
         server = process.route()
@@ -92,9 +98,10 @@ class SubscriberThread:
             origin=process.name,
             heartbeat=settings.heartbeat,
             patience=max(2 * settings.heartbeat, settings.max_staleness / 2),
-            replay_limit=settings.replay_limit,
+            replay_limit=settings.replay_limit if self._replays else 0,
             now=process.local(),
         )
+        process.pool.server = server
         self._next_tick = 0.0
         self._step()
 
@@ -147,7 +154,8 @@ class SubscriberThread:
             self._end(session.failure)
             return
         self._next_tick = session.next_tick()
-        self._established = self._established or session.established
+        if session.established:
+            self._established = self._replays = True
         self._finish()
 
     def _finish(self) -> None:
@@ -193,7 +201,9 @@ class SubscriberThread:
             self._world.note(process.name, f"subscriber connection ends: {cause}")
         link, session = self.link, self.session
         self.link = self.session = None
+        process.pool.server = None
         if session is not None:
+            self._replays = self._established
             session.lost("connection ended")
         if link is not None:
             link.close()
@@ -203,7 +213,14 @@ class SubscriberThread:
             shard.doubt(cause)
             shard.tick(process.local())
         self._busy = self._again = False
+        self._pausing = True
+        self._shortest = self._loop.now + min(delay, FIRST_PAUSE)
         self._loop.at(self._loop.now + delay, process, self._connect)
+
+    def nudge(self) -> None:
+        """Somebody reaches Redis: end the pause, but for its shortest part."""
+        if self._pausing:
+            self._loop.at(max(self._loop.now, self._shortest), self._process, self._connect)
 
     @property
     def settled(self) -> bool:

@@ -1,0 +1,240 @@
+"""Rules switched off, one at a time, by rewriting the text of the real code: production has no switch.
+
+Each mutation replaces a piece of a function's text; if that piece is not there any more, the mutation fails loudly and
+has to be thought over. ``schedules`` says where to look for what it breaks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from unittest.mock import patch
+
+from coherent_cache.core import operations
+from coherent_cache.core.session import Session
+from coherent_cache.core.shard import Shard
+from coherent_cache.core.tokens import TokenTable
+from coherent_cache.testing.simulation.calls import Call
+from coherent_cache.testing.simulation.server import Server
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One rule switched off.
+
+    Attributes:
+        name: of the mutation.
+        rule: what it takes away.
+        patches: (owner, attribute, replacement, or pairs of old and new text).
+        profile: kind of schedules that shows it; None for the mixture.
+        seeds: how many of them must suffice.
+    """
+
+    name: str
+    rule: str
+    patches: tuple
+    profile: str | None = None
+    seeds: int = 2000
+
+    @contextmanager
+    def applied(self):
+        with ExitStack() as stack:
+            for owner, attribute, *change in self.patches:
+                new = change[0] if not isinstance(change[0], tuple) else rewritten(owner, attribute, change)
+                stack.enter_context(patch.object(owner, attribute, new))
+            yield
+
+
+def rewritten(owner, attribute, changes):
+    """Return a function with pieces of its text replaced."""
+    function = inspect.getattr_static(owner, attribute)
+    text = textwrap.dedent(inspect.getsource(function))
+    for old, new in changes:
+        assert text.count(old) >= 1, f"{owner.__name__}.{attribute} does not contain {old!r} any more"
+        text = text.replace(old, new)
+    module = sys.modules[function.__module__]
+    namespace = {}
+    exec(compile(text, f"<mutation of {attribute}>", "exec", dont_inherit=True, flags=0x1000000), vars(module), namespace)
+    return namespace[attribute]
+
+
+RELEASE_AND_TAKE = "self._lock.__exit__(None, None, None); self._lock.__enter__(); self.tier.insert(key, entry, now)"
+
+MUTATIONS = [
+    Mutation(
+        "token_mark", "P7: a message marks the tokens of its keys",
+        ((TokenTable, "mark", lambda _self, _key, _seq, *, but=None: False),), "races", 200,
+    ),
+    Mutation(
+        "generation", "P7: a token of an older generation inserts nothing",
+        ((Shard, "_forbidden", ("token.generation != self.generation", "False")),), "network", 2000,
+    ),
+    Mutation(
+        "generation_early", "P6: the generation starts when the resync is complete, not when the break is noticed",
+        (
+            (Shard, "resync", ("self._new_generation()", "pass")),
+            (Shard, "doubt", ("self.synced = False", "self.synced = False; self.generation += 1")),
+        ),
+        "network", 2000,
+    ),
+    Mutation(
+        "observe", "P7: a version learnt from any reply works like a message",
+        ((Shard, "absorb", ("tier.evict_older(key, seq)", "pass"), ("tokens.mark(key, seq, but=token)", "pass")),),
+        "races", 2000,
+    ),
+    Mutation(
+        "absence", "P7: an absence is knowledge too",
+        ((operations, "_take", ("items.append((key, *absent))", "pass")),), "races", 2000,
+    ),
+    Mutation(
+        "atomic_insert", "P7: check and insertion are one step",
+        ((Shard, "absorb", ("tier.insert(key, entry, now)", RELEASE_AND_TAKE)),), "races", 2000,
+    ),
+    Mutation(
+        "token_late", "P7: the token is registered before the request is sent",
+        (
+            (
+                operations, "read",
+                (
+                    "            for shard, chunk in chunks:\n"
+                    "                tokens.append((shard, shard.register([key for key, _ in chunk])))\n"
+                    "            replies = yield requests\n",
+                    "            replies = yield requests\n"
+                    "            for shard, chunk in chunks:\n"
+                    "                tokens.append((shard, shard.register([key for key, _ in chunk])))\n",
+                ),
+            ),
+        ),
+        "races", 200,
+    ),
+    Mutation(
+        "epoch_of_replies", "P9: another epoch in a reply ends the history",
+        ((Shard, "_is_comparable", lambda self, reply: reply.server == self.server),), "server", 2000,
+    ),
+    Mutation(
+        "epoch_of_messages", "P9: another epoch in a message ends the history",
+        ((Shard, "apply", ("if message.epoch == self.epoch:", "if self.epoch is not None:")),), "server", 2000,
+    ),
+    Mutation(
+        "horizon_at_pong", "P4: the horizon is the moment of sending, not of the answer's arrival",
+        ((Session, "_learn", ("sent_at=question.sent_at", "sent_at=now")),), "races", 500,
+    ),
+    Mutation(
+        "look_up_first", "P4: the horizon is checked before the look-up",
+        ((Call, "HIT", ["look up", "horizon", "clock"]),), None, 3000,
+    ),
+    Mutation(
+        "clock_compare", "P4: a heartbeat compares the clock with what was applied (PING only)",
+        ((Shard, "prove", ("if not self.synced or (reply.epoch, reply.seq, reply.nonce) != (self.epoch, self.position, self.nonce):", "if not self.synced:")),),
+        "network", 1000,
+    ),
+    Mutation(
+        "nonce", "P6: the nonce proves the same history",
+        (
+            (
+                Shard, "_missed",
+                ("[] if reply.nonce == self.nonce else None", "[]"),
+                ("log[0].nonce != self.nonce or log[-1].nonce != reply.nonce", "False"),
+            ),
+            (Shard, "prove", (", reply.nonce)", ")"), (", self.nonce)", ")")),
+        ),
+        "failover", 3000,
+    ),
+    Mutation(
+        "drop_above", "P6: entries above the proven position go",
+        ((Shard, "resync", ("self.tier.drop_above(self.position)", "0")),), "failover", 3000,
+    ),
+    Mutation(
+        "replay_whole", "P6: the log must hold the position and all that follows it",
+        (
+            (
+                Shard, "_missed",
+                ("len(log) != len(expected) or", "False and"),
+                ("log[0].nonce != self.nonce or log[-1].nonce != reply.nonce", "False"),
+                ("return log[1:]", "return [each for each in log if each.seq > self.position]"),
+            ),
+        ),
+        "network", 2000,
+    ),
+    Mutation(
+        "binding", "P16: fills come from the server that the stream comes from",
+        ((Shard, "_is_comparable", ("return reply.server == self.server", "return True")),), "failover", 3000,
+    ),
+    Mutation(
+        "floor_of_fills", "P10: the floor holds for fills under way",
+        ((Shard, "absorb", ("and seq > self._floor", "")), (Shard, "_refusal", ("seq <= self._floor", "False"))),
+        "races", 2000,
+    ),
+    Mutation(
+        "tag_floor_of_fills", "P10: the tags' floors hold for fills under way",
+        (
+            (Shard, "absorb", ("and not self._tag_floors", "")),
+            (Shard, "_refusal", ("self._tag_floors.get(tag, 0) >= seq", "False")),
+        ),
+        "races", 3000,
+    ),
+    Mutation(
+        "own_messages", 'P7: messages are never dropped because "I sent it"',
+        (
+            (
+                Session, "message",
+                (
+                    "sound = held.apply(message, now=now)",
+                    "own = message.origin == self._origin and message.epoch == held.epoch\n"
+                    "        sound = held._move(message) if own else held.apply(message, now=now)",
+                ),
+            ),
+        ),
+        "races", 2000,
+    ),
+    Mutation(
+        "early_position", "P6: messages before the resync's reply do not move the position",
+        (
+            (
+                Shard, "_move",
+                (
+                    "if not self.synced:\n",
+                    "if not self.synced:\n        self.position, self.nonce = message.seq, message.nonce\n",
+                ),
+            ),
+        ),
+        "network", 2000,
+    ),
+    Mutation(
+        "distrust", "P1: an ambiguous write makes its keys distrusted",
+        (
+            (Shard, "distrust_keys", lambda _self, _keys: None),
+            (Shard, "distrust_all", lambda _self: None),
+        ),
+        "races", 1000,
+    ),
+    Mutation(
+        "publish_first", "P1: publish, then store",
+        ((Server, "COMMANDS", ["put", "append", "bump", "publish"]),), "server", 3000,
+    ),
+    Mutation(
+        "damage", "P8: what cannot be understood flushes",
+        (
+            (
+                Session, "message",
+                ('held.distrust(f"{what}{error}")\n        sound = False', "sound = True"),
+            ),
+        ),
+        "network", 2000,
+    ),
+    Mutation(
+        "gap", "P6: a gap in the stream needs a resync",
+        ((Shard, "_move", ("message.seq != self.position + 1", "False")),), "network", 2000,
+    ),
+    Mutation(
+        "probe", "P4: only a primary that accepts writes proves anything",
+        ((Session, "answer", ("reply.status not in WRITABLE_STATUSES", "False")),), "failover", 3000,
+    ),
+    Mutation(
+        "newer_entry", "P7: an older value does not replace a newer one",
+        ((Shard, "_refusal", ("held is not None and held.seq > seq", "False")),), "races", 2000,
+    ),
+]  # fmt: skip

@@ -137,7 +137,9 @@ class Notebook:
         """Return the applied writes of the operation under way."""
         return [(request, reply) for request, reply in self._local.replies if getattr(reply, "applied", False)]
 
-    def _note(self, kind: str, keys: Sequence[str], stamps: dict[str, str], write: Callable[[], dict[str, int]]) -> None:
+    def _note(
+        self, kind: str, keys: Sequence[str], stamps: dict[str, str], write: Callable[[], dict[str, int]]
+    ) -> None:
         self._local.replies = []
         began = _clock()
         try:

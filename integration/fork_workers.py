@@ -44,7 +44,7 @@ class Child:
                 os.close(reading)
                 answer = json.dumps({"result": function()})
                 status = 0
-            except BaseException:
+            except BaseException:  # noqa: BLE001
                 answer = json.dumps({"error": traceback.format_exc()})
             os.write(writing, answer.encode())
             os._exit(status)
@@ -114,7 +114,7 @@ def sockets() -> set[str]:
     found = set()
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
-            name = os.readlink(descriptor)
+            name = str(descriptor.readlink())
         except FileNotFoundError:
             continue
         if name.startswith("socket:[") and name[8:-1] in tcp:
@@ -272,7 +272,7 @@ def fork_inside_an_operation(context: Context, *, url: str, options: dict[str, A
             cache.update(KEYS[0], change)
         except CoherentCacheError as error:
             # The child: the operation was the parent's. Another one is its own.
-            assert not children  # noqa: PT017
+            assert not children
             answer = {"error": type(error).__name__, "maybe_applied": getattr(error, "maybe_applied", None)}
             answer["afterwards"] = use_after_parent(cache)
             os.write(writing, json.dumps(answer).encode())

@@ -153,7 +153,9 @@ def write(seq, ended, *, process=0, kind=SET, began=None):
 
 
 def read(seq, began, *, process=1, tier="local", age=0.2, ended=None):
-    return Read(process, "key-1", seq is not None, seq, None, tier, age, began, began + 0.01 if ended is None else ended)
+    return Read(
+        process, "key-1", seq is not None, seq, None, tier, age, began, began + 0.01 if ended is None else ended
+    )
 
 
 def read_value(seq, began, *, process=1):

@@ -89,9 +89,7 @@ def test_a_killed_parent_leaves_no_connection_in_its_children(redis_server, proc
 
 def test_nothing_is_open_after_close(redis_server, processes, namespace):
     """The check itself is done after every test; here it is made sure that there was something to close."""
-    worker = processes.spawn(
-        "fork_before_use", url=redis_server.url, options=OPTIONS | {"namespace": namespace}
-    )
+    worker = processes.spawn("fork_before_use", url=redis_server.url, options=OPTIONS | {"namespace": namespace})
     names = worker.result()["names"]
     with redis_server.client() as plain:
         assert not [client for client in plain.client_list() if any(name in client["name"] for name in names)]

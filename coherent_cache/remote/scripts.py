@@ -120,7 +120,10 @@ class ReadCall(NamedTuple):
         for reply in replies:
             if isinstance(reply, ReplyError):
                 raise reply
-        (epoch, seq, floor, tag_seq, config), envelopes, (seconds, microseconds) = replies[-1]
+        clock, envelopes, (seconds, microseconds) = replies[-1]
+        if isinstance(clock, ReplyError):
+            raise clock
+        epoch, seq, floor, tag_seq, config = clock
         if config is not None and config != self.config:
             raise ReplyError(f"{MISMATCH} {config.decode('ascii', 'replace')}")
         if not isinstance(envelopes, list):
@@ -192,8 +195,9 @@ class Scripts:
                 return self._store(request)
             case DeleteRequest():
                 values = tuple(map(self._value(request.shard), request.keys))
+                keys = (*values, self.names[request.shard].probe)
                 return self._write(
-                    DELETE, request.shard, values, Kind.DELETE, request.keys, _condition(request.condition)
+                    DELETE, request.shard, keys, Kind.DELETE, request.keys, _condition(request.condition)
                 )
             case TouchRequest():
                 value = self._value(request.shard)(request.key)
@@ -221,8 +225,13 @@ class Scripts:
         """Return the error that a script's own error answer stands for, None if it is not a script's own."""
         if error.code != MISMATCH:
             return None
-        found = str(error).removeprefix(MISMATCH).strip()
-        return NamespaceMismatch(self._namespace, found, self._config.decode("ascii"))
+        return self.mismatch(str(error).removeprefix(MISMATCH).strip().encode())
+
+    def mismatch(self, config: bytes | None) -> NamespaceMismatch | None:
+        """Return the error for a clock with this ``config`` field; None if it is this instance's, or there is none."""
+        if config is None or config == self._config:
+            return None
+        return NamespaceMismatch(self._namespace, config.decode("ascii", "replace"), self._config.decode("ascii"))
 
     @staticmethod
     def refused_before_any_write(error: ReplyError) -> bool:

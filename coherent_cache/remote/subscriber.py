@@ -21,6 +21,7 @@ from random import Random
 from typing import Final, Protocol
 
 import redis
+from redis.connection import AbstractConnection
 
 from coherent_cache.config import Settings
 from coherent_cache.core.session import Command, Session, Subscribe, Sync
@@ -204,6 +205,8 @@ class Subscriber:
     def _serve(self) -> None:
         """Serve one connection until the thread is to stop; raises if it ends earlier."""
         connection = self._endpoint.connect(name=self._name, protocol=self._protocol)
+        if len(self._shards) > 1:
+            self._check_namespace(connection)
         link = open_link(connection)
         mark = b"%s:%s" % (self._scripts.names[0].channel, os.urandom(8).hex().encode("ascii"))
         channels = {self._scripts.names[shard.index].channel: shard.index for shard in self._shards}
@@ -258,6 +261,18 @@ class Subscriber:
             self._replays = self._established
             session.lost("connection ended")
             link.close()
+
+    def _check_namespace(self, connection: AbstractConnection) -> None:
+        """Compare the settings with shard 0's, which every number of shards has, before another shard is touched.
+
+        Raises:
+            NamespaceMismatch: the namespace was created with other settings.
+        """
+        connection.send_command("HGET", self._scripts.names[0].clock, "config")
+        error = self._scripts.mismatch(connection.read_response(disable_decoding=True))
+        if error is not None:
+            connection.disconnect()
+            raise error
 
     def _settle(self) -> None:
         with self._settled:

@@ -12,7 +12,7 @@ import redis
 from coherent_cache.core.requests import ReadRequest, Reply, Request
 from coherent_cache.errors import CacheUnavailable
 from coherent_cache.remote.connection import CommandConnection, ConnectionLost, ReplyError, connect
-from coherent_cache.remote.scripts import Call, ScriptCall, Scripts
+from coherent_cache.remote.scripts import Call, ReadCall, ScriptCall, Scripts
 from coherent_cache.remote.topology import Endpoint
 
 
@@ -49,12 +49,15 @@ class ConnectionPool:
         """
         if self._pid != os.getpid():  # a child came back from a fork in the middle of the parent's operation (P13)
             raise CacheUnavailable("this operation is the parent process'; call it again in this one")
-        if self._closed:
-            raise CacheUnavailable("the cache is closed")
+        self._refuse_if_closed()
         try:
             connection = self._idle.get_nowait()
         except Empty:
             connection = self._wait()
+            if self._closed:  # meanwhile
+                self._idle.put(connection)
+                self.close()
+                self._refuse_if_closed()
         if connection is not None:
             if connection.is_quiet() and self.server in (None, connection.server):
                 return connection
@@ -68,6 +71,10 @@ class ConnectionPool:
                 message = f"cannot connect to Redis at {self._endpoint.description}: {error}"
                 raise CacheUnavailable(message) from error
             raise
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise CacheUnavailable("the cache is closed")
 
     def _wait(self) -> CommandConnection | None:
         try:
@@ -85,24 +92,28 @@ class ConnectionPool:
 
     def release(self, connection: CommandConnection, *, sound: bool) -> None:
         """Give a connection back; one that is not sound is closed: a reply may still be on its way (review A25)."""
-        if not sound or self._closed:
+        if sound:
+            self._idle.put(connection)
+        else:
             connection.close()
             self._idle.put(None)
-            return
-        self._idle.put(connection)
-        if self._closed:  # meanwhile
+        if self._closed:  # perhaps only since this one was lent
             self.close()
 
     def close(self) -> None:
-        """Close idle connections now, lent ones when they come back."""
+        """Close idle connections now, lent ones when they come back; whoever waits for one is told."""
         self._closed = True
-        while True:
-            try:
+        emptied = 0
+        try:
+            while True:
                 connection = self._idle.get_nowait()
-            except Empty:
-                return
-            if connection is not None:
-                connection.close()
+                emptied += 1
+                if connection is not None:
+                    connection.close()
+        except Empty:
+            pass
+        for _ in range(emptied):
+            self._idle.put(None)
 
 
 class SyncIO:
@@ -137,6 +148,9 @@ class SyncIO:
             try:
                 replies.append(call.parse(answer, server, sent_at))
             except ReplyError as error:
+                if isinstance(call, ReadCall) and error.code == "OOM":
+                    # Out of memory, Redis queues no command of a transaction, not even reads; scripts may read.
+                    return self.execute([request._replace(judge_tags=True) for request in _reads(requests)])
                 raise self._refusal(error, write=writes) from error
             except (TypeError, ValueError, IndexError) as error:
                 message = "Redis answered something that is no answer to our commands"
@@ -186,3 +200,7 @@ class SyncIO:
         finally:
             self._pool.release(connection, sound=sound)
         return answers, connection.server, sent_at
+
+
+def _reads(requests: Sequence[Request]) -> list[ReadRequest]:
+    return [request for request in requests if isinstance(request, ReadRequest)]

@@ -7,8 +7,8 @@ reconnects, explicit time-outs, and each one knows which server process it leads
 
 from __future__ import annotations
 
-import re
 import os
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -149,13 +149,12 @@ def _from_url(url: str, settings: Settings) -> Endpoint:
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018  # raises for a port that is no number
-        if scheme != "unix" and not re.fullmatch(r"/?\d*/?", parts.path):
-            raise ConfigError(
-                "url", "the path of a redis:// URL is the number of a database, as in redis://host:6379/0"
-            )
         kwargs = parse_url(url)
     except ValueError as error:
         raise ConfigError("url", f"is not valid: {_harmless(error)}") from None
+    # redis-py ignores or joins what is no number, and would use another database.
+    if (scheme != "unix" and not re.fullmatch(r"/?\d*/?", parts.path)) or kwargs.get("db", 0) < 0:
+        raise ConfigError("url", "the path of a redis:// URL is the number of a database, as in redis://host:6379/0")
     cls = kwargs.pop("connection_class", Connection)
     if scheme == "unix" and "path" not in kwargs:
         raise ConfigError("url", "a unix:// URL needs the path of a socket: unix:///path/to/socket")
@@ -186,8 +185,11 @@ def _endpoint(cls: type[AbstractConnection], kwargs: dict[str, Any], settings: S
         # redis-py's own default (5 s) cannot be told from a choice of 5 s: `timeout` counts unless it is another.
         if kept.get(option) in (None, 5, 5.0):
             kept[option] = settings.timeout
+    protocol = kept.get("protocol") or 3
+    if str(protocol) not in ("2", "3"):
+        raise ConfigError("url", "protocol must be 2 or 3, the version of RESP")
     kept |= {
-        "protocol": int(kept.get("protocol") or 3),
+        "protocol": int(protocol),
         "decode_responses": False,
         "retry": Retry(NoBackoff(), 0),
         "health_check_interval": 0,

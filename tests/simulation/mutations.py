@@ -115,10 +115,6 @@ MUTATIONS = [
         ((Shard, "_is_comparable", lambda self, reply: reply.server == self.server),), "server", 2000,
     ),
     Mutation(
-        "epoch_of_messages", "P9: another epoch in a message ends the history",
-        ((Shard, "apply", ("if message.epoch == self.epoch:", "if self.epoch is not None:")),), "server", 2000,
-    ),
-    Mutation(
         "horizon_at_pong", "P4: the horizon is the moment of sending, not of the answer's arrival",
         ((Session, "_learn", ("sent_at=question.sent_at", "sent_at=now")),), "races", 500,
     ),
@@ -234,7 +230,30 @@ MUTATIONS = [
         ((Session, "answer", ("reply.status not in WRITABLE_STATUSES", "False")),), "failover", 3000,
     ),
     Mutation(
+        "order_of_servers", "P16: versions of another server have no order with those held",
+        ((Shard, "absorb", ("self._distrust(key)", "pass")),), "failover", 3000,
+    ),
+    Mutation(
         "newer_entry", "P7: an older value does not replace a newer one",
         ((Shard, "_refusal", ("held is not None and held.seq > seq", "False")),), "races", 2000,
     ),
 ]  # fmt: skip
+
+REDUNDANT = [
+    Mutation(
+        "epoch_of_messages",
+        "P9: another epoch in a message ends the history. Without this a message of a new epoch is taken for one of the "
+        "old: its seq begins at 1 again, so it is a step back (P6) and leads to a resync, which compares epochs; where it "
+        "is none (position 0) nothing is held that it could fail to evict. The rule only makes it faster.",
+        ((Shard, "apply", ("if message.epoch == self.epoch:", "if self.epoch is not None:")),), "server", 500,
+    ),
+    Mutation(
+        "insert_in_doubt",
+        "P5: only a coherent shard inserts. Without this a value read while the stream is in doubt is served within the "
+        "old horizon, which is older than the value; the resync that ends the doubt flushes it, evicts it by the replay, "
+        "or drops it as above the proven position. The rule only keeps what would go anyway from coming in.",
+        ((Shard, "_forbidden", ("self.state is not State.COHERENT or now > self.tier.valid_until", "False")),),
+        None, 500,
+    ),
+]  # fmt: skip
+"""Rules whose removal nobody can see, and why: other rules make up for them."""

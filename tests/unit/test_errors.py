@@ -41,7 +41,6 @@ EXAMPLES = {
     NamespaceMismatch: NamespaceMismatch("shop", "1/2", "1/1"),
     ForeignValue: ForeignValue("k", "not an envelope"),
 }
-NOT_PICKLED = {ConfigError, ValueTooLarge, VersionConflict, NotCoherent, NamespaceMismatch, ForeignValue}
 
 
 def classes() -> set[type]:
@@ -125,15 +124,7 @@ def test_every_field_is_documented(kind):
     assert own <= inherited
 
 
-NOT_PICKLED_YET = pytest.mark.xfail(
-    raises=(TypeError, ValueError, AssertionError), reason="Exception.__reduce__ calls __init__ with the message alone"
-)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(kind, marks=NOT_PICKLED_YET if kind in NOT_PICKLED else ()) for kind in EXAMPLES],
-)
+@pytest.mark.parametrize("kind", EXAMPLES)
 @pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
 def test_errors_cross_process_boundaries(kind, clone):
     # Process pools and task queues pickle what a task raises.

@@ -61,6 +61,10 @@ def test_a_version_is_written_and_read(seq):
     assert Version.parse(str(version)) == version
 
 
+def test_a_version_shows_what_parse_reads():
+    assert repr(Version(EPOCH, 7)) == "Version('000102030405060708090a0b0c0d0e0f:7')"
+
+
 def test_upper_case_is_read_too():
     assert Version.parse(f"{OTHER.hex().upper()}:7") == Version(OTHER, 7)
 

@@ -25,7 +25,7 @@ from coherent_cache.core.requests import (
 )
 from coherent_cache.core.states import State
 from coherent_cache.errors import CacheUnavailable, ForeignValue, NotCoherent, VersionConflict
-from coherent_cache.testing.simulation.checks import check_hit, check_local_value, check_result, check_seen, number_of
+from coherent_cache.testing.simulation.checks import check_hit, check_result, check_seen, number_of
 from coherent_cache.testing.simulation.network import Exchange
 from coherent_cache.wire import Kind
 
@@ -189,6 +189,7 @@ class Call:
         if self._generator is None:
             return  # cancelled meanwhile
         process = self.process
+        process.check_unlocked()
         sent_at = process.local()
         self._note("asks")
         self._exchange = Exchange(
@@ -279,15 +280,6 @@ class Call:
     def value(self) -> Any:
         """Make a value that was never used before."""
         return self.process.world.new_value()
-
-
-def check_locally(process: Process, key: str) -> None:
-    """Look a key up as a hit would, without being a step; check what it would return."""
-    shard = process.core.shard_of(key.encode())
-    tier, now = shard.tier, process.local()
-    entry = tier.entries.get(key)
-    if tier.valid_until >= now and entry is not None and not entry.is_expired(now):
-        check_local_value(process, key, process.number_of(entry), process.loop.now)
 
 
 def _store(call: Call, keys: Sequence[str], ttl: float | None, tags: tuple[str, ...]) -> Operation[Any]:

@@ -142,13 +142,6 @@ def _check_tags(process: Process, change: Change, tag_floors: dict[str, int]) ->
             raise Violation("contract 1", f"{process.name} serves {change}, though it has invalidated {tag}")
 
 
-def check_local_value(process: Process, key: str, value: int, at: float) -> None:
-    """Check a value that a hit would return now."""
-    change = _known(process, key, value)
-    if change.end + EPSILON < process.to_global(process.local() - process.settings.max_staleness):
-        raise Violation("contract 2", f"{process.name} would serve {key}=v{value}, ended {change.end:.4f}, at {at:.4f}")
-
-
 def _known(process: Process, key: str, value: int) -> Change:
     change = process.world.history.of_value.get(value)
     if change is None or change.key != key:

@@ -29,6 +29,10 @@ def _notice(how: float) -> float:
     return 0.0 if how < 0.4 else LOST if how > 0.85 else how
 
 
+def _rest(_world: World, _process: Process, _key: str, _a: float, _b: float, _c: float) -> None:
+    """Do nothing: a schedule that ends with it goes on until then."""
+
+
 def _cut(_world: World, process: Process, _key: str, how: float, _b: float, _c: float) -> None:
     """Cut the subscriber connection (I4)."""
     if process.subscriber.link is not None:
@@ -88,6 +92,9 @@ def _damage(world: World, process: Process, key: str, how: float, _b: float, _c:
         return
     data = server.data[world.shard_of(key)]
     if how < 0.4:
+        server.garble = True  # the next write is of a newer release
+        return
+    if how < 0.6:
         junk = b"\x07" + bytes(20)
     elif how < 0.8:
         junk = b"\x01not msgpack"
@@ -101,7 +108,7 @@ def _damage(world: World, process: Process, key: str, how: float, _b: float, _c:
 def _crash(world: World, process: Process, _key: str, how: float, _b: float, _c: float) -> None:
     """Kill a process; another one takes its place a little later."""
     process.kill()
-    world.loop.at(world.loop.now + how, None, world.replace, process)
+    world.replace(process, how)
 
 
 def _fork(world: World, process: Process, _key: str, _a: float, _b: float, _c: float) -> None:
@@ -140,9 +147,16 @@ def _fail_over(world: World, _process: Process, _key: str, mode: float, notice: 
 
 def _misroute(world: World, process: Process, _key: str, how: float, _b: float, _c: float) -> None:
     """Let new connections of a process lead to the replica for a while (I11, review A1)."""
-    process.misrouted = world.replica
+    process.misrouted, process.misrouted_commands = world.replica, None
     process.misrouted_until = world.loop.now + 2 * how
     _cut(world, process, "", 0, 0, 0)
+    process.pool.cut_all(None, noticed=True)
+
+
+def _misroute_commands(world: World, process: Process, _key: str, how: float, b: float, _c: float) -> None:
+    """Let new command connections of a process lead to the replica, or to a primary of the past (review A6)."""
+    process.misrouted, process.misrouted_commands = None, world.zombie if b < 0.7 and world.zombie else world.replica
+    process.misrouted_until = world.loop.now + 3 * how
     process.pool.cut_all(None, noticed=True)
 
 
@@ -222,6 +236,7 @@ def _stall_server(world: World, _process: Process, _key: str, how: float, _b: fl
 
 
 FAULTS: Final[dict[str, Fault]] = {
+    "rest": _rest,
     "cut": _cut,
     "black_hole": _black_hole,
     "stall": _stall,
@@ -239,6 +254,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "replicate": _replicate,
     "fail_over": _fail_over,
     "misroute": _misroute,
+    "misroute_commands": _misroute_commands,
     "flush": _flush,
     "lose_clock": _lose_clock,
     "lose_log": _lose_log,

@@ -133,6 +133,11 @@ class PreemptibleLock:
         self._owner = owner
         self._depth = 0
 
+    @property
+    def held(self) -> bool:
+        """Whether a thread holds it."""
+        return self._depth > 0
+
     def __enter__(self) -> None:
         if self._depth == 0 and self._loop.preempt_chance:
             self._loop.maybe_preempt(self._owner)

@@ -12,7 +12,7 @@ from coherent_cache.core.local_tier import Entry
 from coherent_cache.events import Event, Resynced
 from coherent_cache.serializers import make_codec
 from coherent_cache.testing.simulation.checks import check_process, number_of
-from coherent_cache.testing.simulation.loop import PreemptibleLock
+from coherent_cache.testing.simulation.loop import PreemptibleLock, Violation
 from coherent_cache.testing.simulation.network import Pool
 from coherent_cache.testing.simulation.subscriber import SubscriberThread
 
@@ -36,12 +36,13 @@ class Process:
         calls: operations under way.
         floors: per key, index of the newest change that a completed operation returned or made.
         tag_floors: per tag, index of the newest change when it was invalidated from here.
-        exempt: shards that have not been resynchronised since the primary was replaced by one that lags: until then
-            values may go back once.
+        exempt: shards that have not been resynchronised since a primary that lived on was replaced: until then values
+            may go back, for both answer.
         answering: taint of the answer that the subscriber is just taking in.
         alive: whether it runs.
         paused_until: until when it does not go on.
         misrouted: server that new connections lead to instead of the primary, until ``misrouted_until``.
+        misrouted_commands: the same for command connections alone.
     """
 
     def __init__(
@@ -83,22 +84,33 @@ class Process:
         self.exempt: set[int] = set()
         self.answering = 0
         self.misrouted: Server | None = None
+        self.misrouted_commands: Server | None = None
         self.misrouted_until = 0.0
         self.checked: list[tuple[object, int, int] | None] = [None] * settings.shards
         self._offset = offset
         self._rate = rate
+        self._locks: list[PreemptibleLock] = []
         self.core = Instance(
             settings,
             CODEC,
             instance_id=name,
-            lock=lambda: PreemptibleLock(world.loop, self),
+            lock=self._make_lock,
             rng=rng,
             emit=self._on_event,
         )
         if world.trace is not None:
             self.core.set_trace(True)  # noqa: FBT003
-        self.pool = Pool(self.route)
+        self.pool = Pool(self._route_commands)
         self.subscriber = SubscriberThread(self, rng, marks=marks, buffer_limit=buffer_limit)
+
+    def _make_lock(self) -> PreemptibleLock:
+        self._locks.append(PreemptibleLock(self.loop, self))
+        return self._locks[-1]
+
+    def check_unlocked(self) -> None:
+        """Check that no thread waits for Redis with a lock in its hands: two of them could wait for each other."""
+        if any(lock.held for lock in self._locks):
+            raise Violation("lock", f"{self.name} asks Redis while a shard's lock is held")
 
     def check(self) -> None:
         """Check what must hold between any two steps."""
@@ -119,6 +131,11 @@ class Process:
         if self.misrouted is not None and self.loop.now < self.misrouted_until:
             return self.misrouted
         return self.world.primary
+
+    def _route_commands(self) -> Server | None:
+        if self.misrouted_commands is not None and self.loop.now < self.misrouted_until:
+            return self.misrouted_commands
+        return self.route()
 
     # -- what happens to it ----------------------------------------------------------------------------------------
 

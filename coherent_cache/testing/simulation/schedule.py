@@ -58,6 +58,7 @@ class Schedule:
         buffer_limit: messages on their way to a subscriber after which the server closes the connection.
         log_length: entries that the log keeps.
         replay_limit: missed messages up to which a resync replays.
+        replicates: how often a write is followed by a replication at once, if there is any need for a replica.
         max_entries: size of the local tiers.
         on_disconnect: as in the settings.
         stale_limit: as in the settings.
@@ -79,6 +80,7 @@ class Schedule:
     buffer_limit: int = 1000
     log_length: int = 1000
     replay_limit: int = 100
+    replicates: float = 0.0
     max_entries: int = 10
     on_disconnect: Any = "bypass"
     stale_limit: float = 10.0
@@ -105,14 +107,14 @@ class Profile:
 
 
 _NETWORK: Final = {
-    "cut": 6, "black_hole": 3, "stall": 3, "lose_messages": 5, "cut_commands": 2, "cancel": 3, "pause": 4, "damage": 2, "lag": 2,
+    "cut": 6, "black_hole": 3, "stall": 3, "lose_messages": 5, "cut_commands": 2, "cancel": 3, "pause": 4, "damage": 3, "lag": 2,
 }  # fmt: skip
 _SERVER: Final = {
     "restart_empty": 2, "restart_full": 1, "flush": 3, "lose_clock": 4, "lose_log": 3, "trim_log": 3, "evict_value": 3,
     "foreign": 3, "refuse": 3, "abort": 5, "stall_server": 2, "cut": 4, "lose_messages": 2, "cancel": 1, "damage": 1,
 }  # fmt: skip
 _FAILOVER: Final = {
-    "replicate": 6, "fail_over": 8, "restart_old": 3, "misroute": 3, "cut": 3, "pause": 2, "lose_messages": 1, "lose_log": 1,
+    "replicate": 6, "fail_over": 8, "restart_old": 3, "misroute": 3, "misroute_commands": 4, "cut": 3, "pause": 2, "lose_messages": 1, "lose_log": 1,
 }  # fmt: skip
 _LIFE: Final = {"crash": 4, "fork": 3, "cut": 3, "pause": 4, "cancel": 4, "cut_commands": 2, "stall": 2}
 
@@ -173,6 +175,7 @@ def draw(seed: int, profile: str | None = None) -> Schedule:
         buffer_limit=rng.choice((4, 1000, 1000)),
         log_length=log_length,
         replay_limit=min(log_length, rng.choice((0, 3, 100, 100))),
+        replicates=0.3,
         max_entries=max(shards, rng.choice((1, 2, 10, 10))),
         on_disconnect=rng.choice(("bypass", "bypass", "bypass", "serve_stale", "fail")),
     )

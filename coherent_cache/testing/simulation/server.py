@@ -134,6 +134,7 @@ class Server:
         links: connections that are subscribed to all channels.
         refuse: error code that writes are answered with: ``OOM``, ``MISCONF``, ``READONLY``...; empty for none.
         abort_after: the next write dies after this many of its commands; None for none.
+        garble: the next write is logged and published in a form that nobody here knows.
         alive: whether the process runs.
         stalled_until: until when it does not go on.
         on_changed: called with (server, shard, keys) after each write that may have changed values; None for all keys.
@@ -172,6 +173,7 @@ class Server:
         self.links: list[Subscriber] = []
         self.refuse = ""
         self.abort_after: int | None = None
+        self.garble = False
         self.alive = True
         self.stalled_until = 0.0
         self.on_changed = on_changed or (lambda _server, _shard, _keys: None)
@@ -343,6 +345,8 @@ class Server:
         entropy = self._entropy()
         epoch, seq, nonce = data.epoch or entropy, data.seq + 1, entropy[:NONCE_BYTES]
         message = encode_message(Message(kind, epoch, seq, nonce, self._now_us(), origin, names))
+        if self.garble:
+            self.garble, message = False, b"\x07" + message[1:]
         if data.epoch is None:
             data.log.clear()
         for done, command in enumerate(self.COMMANDS):

@@ -30,7 +30,7 @@ TICK: Final = 0.25
 SERVER_EPOCH: Final = 1_700_000_000.0
 """Roughly what the servers' clock shows at virtual time 0."""
 
-LAGGING: Final = frozenset({"fail_over", "restart_old", "misroute"})
+LAGGING: Final = frozenset({"fail_over", "restart_old", "misroute", "misroute_commands"})
 """Faults for which a replica that lags is needed."""
 
 Note = tuple[float, str, str]
@@ -47,6 +47,7 @@ class World:
         weather: how long messages take.
         primary: the server in office; None while there is none.
         replica: the server that would take over.
+        zombie: the latest primary that was deposed and goes on as if nothing had happened; None if there is none.
         trace: lines of the timeline; None if nobody wants them.
         keys_by_shard: the schedule's keys, by shard.
     """
@@ -88,10 +89,12 @@ class World:
         self._followers: list[Server] = []
         self._replicates = any(step.action in LAGGING for step in schedule.steps)
         self.primary: Server | None = self._new_server()
+        self.zombie: Server | None = None
         self.replica = self._new_server()
         self.replica.refuse = "READONLY"
         self._slots: list[list[Process]] = [[] for _ in range(schedule.processes)]
         self._births = count(1)
+        self._reviving = 0
         for slot in range(schedule.processes):
             self._new_process(slot, chr(ord("a") + slot))
 
@@ -178,7 +181,7 @@ class World:
         return key not in data.gone and (stored is None or stored.envelope)
 
     def _is_settled(self, quiet_since: float) -> bool:
-        if self.primary is None or self.loop.flying:
+        if self.primary is None or self.loop.flying or self._reviving:
             return False
         for process in self.running():
             if process.calls or process.paused_until > self.loop.now or not process.subscriber.settled:
@@ -258,8 +261,13 @@ class World:
         process.subscriber.start()
         return process
 
-    def replace(self, process: Process) -> None:
-        """Start another process in the place of a dead one."""
+    def replace(self, process: Process, after: float) -> None:
+        """Start another process in the place of a dead one, after some seconds."""
+        self._reviving += 1
+        self.loop.at(self.loop.now + after, None, self._revive, process)
+
+    def _revive(self, process: Process) -> None:
+        self._reviving -= 1
         self._new_process(process.slot, f"{process.name[0]}{next(self._births)}")
 
     def fork(self, process: Process) -> None:
@@ -290,7 +298,7 @@ class World:
 
     def _on_changed(self, server: Server, shard: int, keys: Sequence[str] | None) -> None:
         self.look(server, shard, self.keys_by_shard[shard] if keys is None else keys)
-        if self._replicates and server is self.primary and self._rng.random() < 0.3:
+        if self._replicates and server is self.primary and self._rng.random() < self.schedule.replicates:
             self.loop.at(self.loop.now + self._rng.uniform(0, 0.2), None, self.replicate)
 
     def _on_half_run(self, server: Server, shard: int) -> None:
@@ -349,6 +357,7 @@ class World:
         if old is None:
             return
         self._deposed[old] = self.loop.now
+        self.zombie = old if mode == "zombie" else None
         self.primary = self.replica
         self.primary.refuse = ""
         if mode == "demote":
@@ -361,7 +370,11 @@ class World:
         self.replica = self._new_server([data.copy() for data in self.primary.data])
         self.replica.refuse = "READONLY"
         self.note(self.primary.run_id, f"takes over from {old.run_id} ({mode})")
-        self._lose_tail()
+        if mode != "crash":
+            # It goes on answering, and an instance that has not learnt of the failover cannot tell whom to believe.
+            for process in self.running():
+                process.exempt.update(range(self.schedule.shards))
+        self.look_at_all()
 
     def restart(self, data: list[ShardData] | None, *, downtime: float) -> None:
         """Restart the primary with the given data, None for none."""
@@ -372,21 +385,11 @@ class World:
         old.alive = False
         self._sever(old, downtime, pools=True)
         self.primary = None
-        lagging = data is not None and [each.seq for each in data] != [each.seq for each in old.data]
-        self.loop.at(self.loop.now + downtime, None, self._come_up, data, lagging)
+        self.loop.at(self.loop.now + downtime, None, self._come_up, data)
 
-    def _come_up(self, data: list[ShardData] | None, lagging: bool) -> None:  # noqa: FBT001
+    def _come_up(self, data: list[ShardData] | None) -> None:
         self.primary = self._new_server(data)
         self.note(self.primary.run_id, "is up")
-        if lagging:
-            self._lose_tail()
-        else:
-            self.look_at_all()
-
-    def _lose_tail(self) -> None:
-        """Note that the present primary may lack writes: its history counts from now on."""
-        for process in self.running():
-            process.exempt.update(range(self.schedule.shards))
         self.look_at_all()
 
     def _sever(self, server: Server, notice: float, *, pools: bool) -> None:

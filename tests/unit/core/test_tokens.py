@@ -172,7 +172,6 @@ def test_what_the_caller_does_to_its_keys_later_changes_no_bulk_token(table):
     assert not table
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="release() looks for it among the single tokens; it stays for ever")
 def test_a_key_named_twice_is_one_key(table):
     token = table.register(["a", "a"], GENERATION)
 

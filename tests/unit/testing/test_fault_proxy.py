@@ -7,6 +7,7 @@ import select
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -242,7 +243,9 @@ def test_the_beginning_of_a_reply_that_was_kept_back_is_released(peers):
     assert receive(client, 14) == b"56789\r\n+kept\r\n"
 
 
-@pytest.mark.parametrize("push", [b">3\r\n$7\r\nmessage\r\n+c\r\n+1\r\n", b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\n1\r\n"])
+@pytest.mark.parametrize(
+    "push", [b">3\r\n$7\r\nmessage\r\n+c\r\n+1\r\n", b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\n1\r\n"]
+)
 def test_pushes_are_lost_one_by_one(peers, push):
     client, server = peers.connect()
 
@@ -519,7 +522,7 @@ def test_a_selector_may_ask_the_proxy(peers):
 
 
 def test_closing_leaves_no_thread_and_no_socket():
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    before = open_files()
     peers = Peers()
     client, server = peers.connect("a")
     peers.proxy.hold()
@@ -535,8 +538,7 @@ def test_closing_leaves_no_thread_and_no_socket():
         peers.proxy.hold()
     assert not [thread for thread in threading.enumerate() if thread.name == f"fault proxy {peers.proxy.port}"]
     peers.close()
-    if before is not None:
-        assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -643,6 +645,11 @@ def test_the_framer_gives_up_on_what_is_no_resp(data):
 )
 def test_names_in_commands(head, name):
     assert _name_in(head) == name
+
+
+def open_files():
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.is_dir() else None
 
 
 def names(proxy):

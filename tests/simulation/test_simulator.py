@@ -1,0 +1,116 @@
+"""The simulator itself: the same seed, the same run; failures are found, shrunk and told."""
+
+import runpy
+import sys
+from contextlib import contextmanager
+
+import pytest
+
+from coherent_cache.core.tokens import TokenTable
+from coherent_cache.testing.simulation import PROFILES, Violation, World, draw, replay, run, search, violation_of
+from coherent_cache.testing.simulation.loop import Loop
+from coherent_cache.testing.simulation.schedule import profile_of
+
+
+@pytest.fixture
+def no_marks(monkeypatch):
+    """Switch a rule off, so that there is something to find."""
+    monkeypatch.setattr(TokenTable, "mark", lambda _self, _key, _seq, *, but=None: False)
+
+
+def told(seed, profile):
+    world = World(draw(seed, profile), trace=True)
+    world.run()
+    return world.trace
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_seed_is_one_run(profile):
+    assert told(7, profile) == told(7, profile)
+    assert told(7, profile) != told(8, profile)
+
+
+def test_telling_a_run_does_not_change_it():
+    for seed in range(20):
+        quiet, loud = World(draw(seed)), World(draw(seed), trace=True)
+        quiet.run()
+        loud.run()
+        assert quiet.loop.events == loud.loop.events
+        assert quiet.loop.now == loud.loop.now
+
+
+def test_all_profiles_are_drawn():
+    assert {profile_of(seed) for seed in range(100)} == set(PROFILES)
+
+
+def test_a_failure_is_shrunk_and_told(no_marks):
+    failure = search(range(200), profile="races")
+    assert failure is not None
+    assert len(failure.shrunk.steps) <= 4
+    assert violation_of(failure.shrunk).rule == failure.violation.rule
+    assert f"seed {failure.schedule.seed}" in failure.report
+    assert "VIOLATION of" in failure.report
+    again = replay(failure.schedule.seed, "races")
+    assert again.shrunk == failure.shrunk
+
+
+def test_search_reports_progress():
+    seen = []
+    assert search(range(3), on_progress=seen.append) is None
+    assert seen == [0, 1, 2]
+    assert replay(0) is None
+
+
+def test_an_error_of_the_core_is_a_violation(monkeypatch):
+    monkeypatch.setattr(TokenTable, "register", lambda _self, _keys, _generation: 1 / 0)
+    with pytest.raises(Violation, match="ZeroDivisionError"):
+        run(draw(1, "races"))
+
+
+def test_a_livelock_is_a_violation():
+    from random import Random
+
+    loop = Loop(Random(0))
+
+    def again():
+        loop.at(loop.now, None, again)
+
+    again()
+    with pytest.raises(Violation, match="livelock"):
+        loop.run_until(1)
+
+
+@contextmanager
+def arguments(*words):
+    before = sys.argv
+    sys.argv = ["simulation", *words]
+    try:
+        with pytest.raises(SystemExit) as exited:
+            yield exited
+    finally:
+        sys.argv = before
+
+
+def main():
+    runpy.run_module("coherent_cache.testing.simulation", run_name="__main__", alter_sys=False)
+
+
+def test_the_command_runs_for_a_time(capsys):
+    with arguments("--minutes", "0.003", "--seed", "5") as exited:
+        main()
+    assert exited.value.code == 0
+    assert "from seed 5" in capsys.readouterr().out
+
+
+def test_the_command_replays(capsys):
+    with arguments("--replay", "3") as exited:
+        main()
+    assert exited.value.code == 0
+    assert "as a schedule:" in capsys.readouterr().out
+
+
+def test_the_command_tells_a_failure(no_marks, capsys):
+    with arguments("--count", "300", "--profile", "races") as exited:
+        main()
+    assert exited.value.code == 1
+    assert "again: python -m coherent_cache.testing.simulation --replay" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from integration.history import KILL, SET, TOUCH, Read, Write, dump, load, viola
 from integration.proxy import SUBSCRIBER
 
 SOAK_SECONDS = float(os.environ.get("COHERENT_CACHE_SOAK_SECONDS", "30"))
-SHORT_SECONDS = SOAK_SECONDS / 6
+SHORT_SECONDS = SOAK_SECONDS / 10
 START_SECONDS = 2.0  # until the processes are there
 HEARTBEAT, MAX_STALENESS = 0.1, 1.0
 

@@ -61,6 +61,7 @@ LASTING = {
 INSTANT = (
     "cut-subscriber", "cut-all-subscribers", "cut-commands", "cut-worker", "kill-worker", "restart-with-data",
     "restart-empty", "flushall", "delete-clock", "delete-log", "trim-log", "garbage", "small-buffer", "fail-over",
+    "fail-over-zombie",
 )  # fmt: skip
 ALL = (*LASTING, *INSTANT)
 
@@ -351,10 +352,18 @@ class Injector:
         return receivers
 
     def _fail_over(self) -> Steps:
-        """Promote a replica that lags. The old primary dies first, or lives on and answers those that still have it."""
+        """Promote a replica that lags; the old primary has died."""
+        yield from self._promote(zombie=False)
+        return 1
+
+    def _fail_over_zombie(self) -> Steps:
+        """Promote a replica that lags, while the old primary lives on and answers those that still have it."""
+        yield from self._promote(zombie=True)
+        return 1
+
+    def _promote(self, *, zombie: bool) -> Generator[None]:
         old, rng = self.server, self._rng
         new = start_server(_mode(), config=SERVER_CONFIG, durable=True)
-        zombie = rng.random() < 0.5
         with new.client() as plain:
             plain.replicaof(*_address(old).split(":"))
             wait_until(lambda: _in_step(plain), TIMEOUT, "the replica is in step")
@@ -381,11 +390,10 @@ class Injector:
             self._proxy.cut(where=stream_from_old)
         ended = clock()
         self._retired.append((clock() + rng.uniform(0.5, 3.0), old))
-        self._note = f"{'zombie' if zombie else 'dead'} primary, fork at {fork}"
+        self._note = f"fork at {fork}"
         self._log.write(["loss", *Loss("fail-over", began, ended, fork, old_id)], ["server", self._run_id()])
         self._note_history()
         yield
-        return 1
 
     # -- inside --------------------------------------------------------------------------------------------------------
 

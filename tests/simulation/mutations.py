@@ -78,7 +78,7 @@ MUTATIONS = [
             (Shard, "resync", ("self._new_generation()", "pass")),
             (Shard, "doubt", ("self.synced = False", "self.synced = False; self.generation += 1")),
         ),
-        "network", 2000,
+        "reconnect", 2000,
     ),
     Mutation(
         "observe", "P7: a version learnt from any reply works like a message",
@@ -223,7 +223,7 @@ MUTATIONS = [
     ),
     Mutation(
         "gap", "P6: a gap in the stream needs a resync",
-        ((Shard, "_move", ("message.seq != self.position + 1", "False")),), "network", 2000,
+        ((Shard, "_move", ("message.seq != self.position + 1", "False")),), "loss", 2000,
     ),
     Mutation(
         "probe", "P4: only a primary that accepts writes proves anything",
@@ -232,10 +232,6 @@ MUTATIONS = [
     Mutation(
         "order_of_servers", "P16: versions of another server have no order with those held",
         ((Shard, "absorb", ("self._distrust(key)", "pass")),), "failover", 3000,
-    ),
-    Mutation(
-        "newer_entry", "P7: an older value does not replace a newer one",
-        ((Shard, "_refusal", ("held is not None and held.seq > seq", "False")),), "races", 2000,
     ),
 ]  # fmt: skip
 
@@ -254,6 +250,12 @@ REDUNDANT = [
         "or drops it as above the proven position. The rule only keeps what would go anyway from coming in.",
         ((Shard, "_forbidden", ("self.state is not State.COHERENT or now > self.tier.valid_until", "False")),),
         None, 500,
+    ),
+    Mutation(
+        "newer_entry",
+        "P7: an older value does not replace a newer entry. Whoever inserted the entry marked all tokens of its key that "
+        "were registered then, and a token registered later reads Redis later, so what it brings is not older.",
+        ((Shard, "_refusal", ("held is not None and held.seq > seq", "False")),), "races", 500,
     ),
 ]  # fmt: skip
 """Rules whose removal nobody can see, and why: other rules make up for them."""

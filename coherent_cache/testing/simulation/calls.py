@@ -50,7 +50,7 @@ class Call:
         floors: the process' floors when it was called: what it returns must not be older.
         seen: per key, index and value of what the primary had when the latest request was executed.
         tag_floors: the same for tags.
-        invalidated: tag, and index of the latest change when it was invalidated.
+        invalidated: per shard and tag, index of the latest change when the primary invalidated it.
         elsewhere: whether a server executed a request that was not the primary in office.
         reads: keys whose values it returns.
     """
@@ -65,7 +65,7 @@ class Call:
         self.floors = process.floors.copy()
         self.tag_floors = process.tag_floors.copy()
         self.seen: dict[str, tuple[int, int | None]] = {}
-        self.invalidated: tuple[str, int] | None = None
+        self.invalidated: dict[tuple[int, str], int] = {}
         self.elsewhere = False
         self.reads: Sequence[str] = ()
         self._generator: Operation[Any] | None = None
@@ -227,7 +227,7 @@ class Call:
             value = world.number_of(live) if live is not None else None
             self.seen[key] = (last[key].index, value)
         if isinstance(request, FloorRequest) and request.kind is Kind.TAG:
-            self.invalidated = (request.tags[0], world.history.index)
+            self.invalidated[request.shard, request.tags[0]] = world.history.index
 
     def _concerned(self, request: Request) -> Iterable[str]:
         match request:

@@ -72,7 +72,7 @@ def check_process(process: Process) -> None:
             if servable and change.index < floors.get(key, 0) and index not in process.exempt:
                 raise Violation("contract 1", f"{process.name} would serve {key}=v{value}, older than it has seen")
             if servable and change.tags and index not in process.exempt:
-                _check_tags(process, change, process.tag_floors)
+                _check_tags(process, change, index, process.tag_floors)
             if watched:
                 _check_message_comes(process, shard, key, entry)
 
@@ -127,7 +127,7 @@ def check_hit(call: Call, key: str, value: int, at: float) -> None:
     if change.index < call.floors.get(key, 0) and index not in process.exempt:
         raise Violation("contract 1", f"{process.name} served {key}=v{value}, older than it had seen when asked")
     if change.tags and index not in process.exempt:
-        _check_tags(process, change, call.tag_floors)
+        _check_tags(process, change, index, call.tag_floors)
     bound = process.settings.max_staleness
     if process.settings.on_disconnect == "serve_stale":
         bound = max(bound, process.settings.stale_limit)
@@ -136,9 +136,9 @@ def check_hit(call: Call, key: str, value: int, at: float) -> None:
     process.floors[key] = max(process.floors.get(key, 0), change.index)
 
 
-def _check_tags(process: Process, change: Change, tag_floors: dict[str, int]) -> None:
+def _check_tags(process: Process, change: Change, shard: int, tag_floors: dict[tuple[int, str], int]) -> None:
     for tag in change.tags:
-        if tag_floors.get(tag, 0) >= change.index:
+        if tag_floors.get((shard, tag), 0) >= change.index:
             raise Violation("contract 1", f"{process.name} serves {change}, though it has invalidated {tag}")
 
 
@@ -174,8 +174,7 @@ def check_seen(call: Call) -> None:
         if index < call.floors.get(key, 0):
             raise Violation("contract 1", f"{process.name} got {key} from Redis older than it had seen")
         process.floors[key] = max(process.floors.get(key, 0), index)
-    if call.invalidated is not None:
-        tag, index = call.invalidated
+    for tag, index in call.invalidated.items():
         process.tag_floors[tag] = max(process.tag_floors.get(tag, 0), index)
 
 

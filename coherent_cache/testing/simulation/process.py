@@ -35,7 +35,7 @@ class Process:
         subscriber: its subscriber thread.
         calls: operations under way.
         floors: per key, index of the newest change that a completed operation returned or made.
-        tag_floors: per tag, index of the newest change when it was invalidated from here.
+        tag_floors: per shard and tag, index of the newest change when it was invalidated from here.
         exempt: shards that have not been resynchronised since a primary that lived on was replaced: until then values
             may go back, for both answer.
         answering: taint of the answer that the subscriber is just taking in.
@@ -80,7 +80,7 @@ class Process:
         self.paused_until = 0.0
         self.calls: list[Call] = []
         self.floors: dict[str, int] = {}
-        self.tag_floors: dict[str, int] = {}
+        self.tag_floors: dict[tuple[int, str], int] = {}
         self.exempt: set[int] = set()
         self.answering = 0
         self.misrouted: Server | None = None
@@ -128,8 +128,10 @@ class Process:
 
     def route(self) -> Server | None:
         """Return where a new connection leads; None if there is no server."""
-        if self.misrouted is not None and self.loop.now < self.misrouted_until:
-            return self.misrouted
+        server = self.misrouted
+        # A primary of the past would accept subscriber and writes: a split brain, which no reader can see (review A31).
+        if server is not None and self.loop.now < self.misrouted_until and server not in self.world.deposed:
+            return server
         return self.world.primary
 
     def _route_commands(self) -> Server | None:

@@ -119,8 +119,10 @@ _FAILOVER: Final = {
 _LIFE: Final = {"crash": 4, "fork": 3, "cut": 3, "pause": 4, "cancel": 4, "cut_commands": 2, "stall": 2}
 
 PROFILES: Final = {
-    "races": Profile(share=250),
-    "network": Profile(_NETWORK, 5, 250),
+    "races": Profile(share=210),
+    "network": Profile(_NETWORK, 5, 210),
+    "loss": Profile({"lose_messages": 1}, 8, 40),
+    "reconnect": Profile({"cut": 1}, 12, 40),
     "server": Profile(_SERVER, 5, 180),
     "failover": Profile(_FAILOVER, 6, 160),
     "life": Profile(_LIFE, 5, 60),

@@ -47,6 +47,7 @@ class World:
         weather: how long messages take.
         primary: the server in office; None while there is none.
         replica: the server that would take over.
+        deposed: servers that were primary, and when they ceased to be.
         zombie: the latest primary that was deposed and goes on as if nothing had happened; None if there is none.
         trace: lines of the timeline; None if nobody wants them.
         keys_by_shard: the schedule's keys, by shard.
@@ -85,7 +86,7 @@ class World:
         self._numbers: dict[bytes, int] = {}
         self._server_offset = SERVER_EPOCH + rng.uniform(-1e5, 1e5)
         self._run_ids = map("R{}".format, count(1))
-        self._deposed: dict[Server, float] = {}
+        self.deposed: dict[Server, float] = {}
         self._followers: list[Server] = []
         self._replicates = any(step.action in LAGGING for step in schedule.steps)
         self.primary: Server | None = self._new_server()
@@ -151,7 +152,7 @@ class World:
                 link.drop = 0
             # Servers that are not in office are gone at last.
             for connection in process.pool.all:
-                if connection.server is not self.primary:
+                if connection.server in self.deposed or connection.server is self.replica:
                     connection.cut = connection.noticed = True
             process.pool.forget()
         deadline = loop.now + PATIENCE
@@ -320,7 +321,7 @@ class World:
                 number, tags = (None, ()) if live is None else (self.number_of(live), live.tags)
                 history.record(key, number, now, expires, tags)
             elif live is not None:
-                history.record_orphan(key, self.number_of(live), self._deposed.get(server, now))
+                history.record_orphan(key, self.number_of(live), self.deposed.get(server, now))
 
     def look_at_all(self) -> None:
         """Let the oracle look at all keys of the primary."""
@@ -356,7 +357,7 @@ class World:
         old = self.primary
         if old is None:
             return
-        self._deposed[old] = self.loop.now
+        self.deposed[old] = self.loop.now
         self.zombie = old if mode == "zombie" else None
         self.primary = self.replica
         self.primary.refuse = ""
@@ -381,7 +382,7 @@ class World:
         old = self.primary
         if old is None:
             return
-        self._deposed[old] = self.loop.now
+        self.deposed[old] = self.loop.now
         old.alive = False
         self._sever(old, downtime, pools=True)
         self.primary = None

@@ -46,6 +46,51 @@ ABSENT = type("Absent", (), {"__repr__": lambda _: "ABSENT"})()
 CONTENT = 69  # where an envelope's tags and payload begin
 
 
+EPOCH = b"epoch of history"
+OTHER_EPOCH = b"another history."
+
+
+def nonce(seq, history=b"n"):
+    """Nonce of the write with this number; another history's is another one."""
+    return history + b"%07d" % seq
+
+
+def message(kind, seq, *names, epoch=EPOCH, history=b"n", time_us=0, origin="b"):
+    return Message(kind, epoch, seq, nonce(seq, history), time_us, origin, names)
+
+
+def sync_reply(seq, *, epoch=EPOCH, history=b"n", entries=(), time_us=0):
+    log = tuple(encode_message(entry) if isinstance(entry, Message) else entry for entry in entries)
+    return SyncReply(b"token", "", epoch, seq, nonce(seq, history), time_us, log)
+
+
+def read_reply(seq=10, *, epoch=EPOCH, server="A", sent_at=100.0, envelopes=(), tag_floors=()):
+    return ReadReply(
+        epoch=epoch,
+        seq=seq,
+        floor=0,
+        tag_seq=0,
+        now_ms=0,
+        envelopes=envelopes,
+        tag_floors=tag_floors,
+        server=server,
+        sent_at=sent_at,
+    )
+
+
+def write_reply(seq, *, epoch=EPOCH, server="A", applied=True, existed=(), current_seq=0, foreign=False, sent_at=100.0):
+    return WriteReply(
+        epoch=epoch,
+        seq=seq,
+        applied=applied,
+        existed=list(existed),
+        current_seq=current_seq,
+        foreign=foreign,
+        server=server,
+        sent_at=sent_at,
+    )
+
+
 class Stored(NamedTuple):
     """A decoded envelope."""
 
@@ -156,7 +201,7 @@ class Server:
                     if current is None:
                         return reply(applied=False, foreign=True)
                     wanted = request.condition
-                    if current != wanted.seq or (current > 0 and data.epoch != wanted.epoch):
+                    if current != wanted.seq or (wanted.epoch and data.epoch != wanted.epoch):
                         return reply(applied=False, current_seq=current)
                 self._advance(request.shard, Kind.SET, origin, request.keys)
                 expires = self._expiry(request.ttl_ms)
@@ -171,7 +216,7 @@ class Server:
                     wanted, (current,) = request.condition, lives
                     if current is None:
                         return reply(applied=False, foreign=True)
-                    if current != wanted.seq or (current > 0 and data.epoch != wanted.epoch):
+                    if current != wanted.seq or (wanted.epoch and data.epoch != wanted.epoch):
                         return reply(applied=False, current_seq=current)
                 self._advance(request.shard, Kind.DELETE, origin, request.keys)
                 for key in request.keys:
@@ -313,14 +358,14 @@ class Server:
                 link.put("message", shard, message)
 
     def _reply(self, data, sent_at, *, applied=True, existed=(), current_seq=0, foreign=False):
-        return WriteReply(
+        return write_reply(
+            data.seq,
             epoch=data.epoch or b"",
-            seq=data.seq,
+            server=self.run_id,
             applied=applied,
-            existed=list(existed),
+            existed=existed,
             current_seq=current_seq,
             foreign=foreign,
-            server=self.run_id,
             sent_at=sent_at,
         )
 

@@ -40,7 +40,7 @@ DEFAULT_LOG_LENGTH: Final = 10_000
 """Invalidations that a shard's log keeps for replay (P6); about 150 bytes each for short keys."""
 
 DEFAULT_REPLAY_LIMIT: Final = 2_000
-"""Missed invalidations up to which a resync replays the log; more than that, a flush is cheaper (P6)."""
+"""Missed invalidations up to which a resync replays the log, as far as it reaches; more, and a flush is cheaper (P6)."""
 
 HEARTBEATS_PER_BOUND: Final = 3
 """``max_staleness`` must span at least this many heartbeats, so that one lost beat does not end service (P4)."""
@@ -104,7 +104,7 @@ class Settings:
         _seconds("timeout", self.timeout, 0.01, 600)
         _integer("max_connections", self.max_connections, 1, 100_000)
         _integer("log_length", self.log_length, 1, 10**7)
-        _integer("replay_limit", self.replay_limit, 0, min(self.log_length, 60_000))
+        _integer("replay_limit", self.replay_limit, 0, 60_000)
 
 
 def check_ttl(option: str, ttl: object) -> None:

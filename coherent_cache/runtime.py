@@ -50,6 +50,7 @@ class EventHub:
         self._log = log
         self._callbacks = callbacks
         self._pending: deque[Event] = deque(maxlen=MAX_PENDING_EVENTS)
+        self._draining = threading.Lock()
 
     def emit(self, event: Event, /) -> None:
         """Take an event, without blocking."""
@@ -61,19 +62,24 @@ class EventHub:
         return bool(self._pending)
 
     def drain(self) -> None:
-        """Deliver what was taken. A callback's exception is logged and goes no further."""
-        pending = self._pending
-        while pending:
+        """Deliver what was taken, in its order. A callback's exception is logged and goes no further.
+
+        One thread at a time delivers; others leave it to that one, which looks again before it goes.
+        """
+        while self._pending and self._draining.acquire(blocking=False):
             try:
-                event = pending.popleft()
-            except IndexError:
-                return
-            self._log.write(event)
-            for callback in tuple(self._callbacks.values()):
-                try:
-                    callback(event)
-                except Exception as error:  # noqa: BLE001  # user code must not end the subscriber
-                    self._log.write(InternalError("an on_event callback", type(error).__name__))
+                while self._pending:
+                    self._deliver(self._pending.popleft())
+            finally:
+                self._draining.release()
+
+    def _deliver(self, event: Event) -> None:
+        self._log.write(event)
+        for callback in tuple(self._callbacks.values()):
+            try:
+                callback(event)
+            except Exception as error:  # noqa: BLE001  # user code must not end the subscriber
+                self._log.write(InternalError("an on_event callback", type(error).__name__))
 
     def traces(self) -> bool:
         """Tell whether anybody wants the events that come per message."""

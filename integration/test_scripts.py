@@ -211,13 +211,6 @@ def own_shard(fresh_server, namespace) -> Iterator[Shard]:
         yield shard
 
 
-@pytest.fixture
-def _exact_codes(request, fresh_server) -> None:
-    if fresh_server.version.startswith("6."):
-        reason = "Redis 6 writes '@user_script: <line>: -' before the code of an error inside a script"
-        request.applymarker(pytest.mark.xfail(raises=AssertionError, reason=reason))
-
-
 WRITES: dict[str, Callable[[Shard], WriteReply]] = {
     "store": lambda shard: shard.store("a"),
     "store many": lambda shard: shard.store("a", "b", "c"),
@@ -657,7 +650,6 @@ def test_a7b_in_full_memory_a_store_is_refused_and_nothing_is_changed(own_shard,
     assert shard.ear.heard() == []
 
 
-@pytest.mark.usefixtures("_exact_codes")
 @pytest.mark.parametrize("write", ["store", "store many", "store if", "touch"])
 def test_a7b_a_store_refused_in_full_memory_is_known_not_to_have_happened(own_shard, write):
     shard = own_shard
@@ -1392,7 +1384,6 @@ def test_a1_a_demoted_primary_refuses_every_write(fresh_server, namespace, write
         assert shard.ear.heard() == []
 
 
-@pytest.mark.usefixtures("_exact_codes")
 def test_a1_the_status_is_the_code_of_the_refusal(own_shard):
     own_shard.client.replicaof("127.0.0.1", 1)
 

@@ -43,7 +43,8 @@ class ReadReply(NamedTuple):
         floor: envelopes up to this seq are dead (P10).
         tag_seq: version of the last tag invalidation; 0 if there was none, or ``judge_tags`` was asked for.
         now_ms: server clock when the read was executed, in milliseconds.
-        envelopes: per key, in order: the stored bytes; None if there are none; empty for what is no string.
+        envelopes: per key, in order: the stored bytes; None if there are none; for what is no string empty if one key
+            was asked for, None if several were.
         tag_floors: per key, in order, the highest floor of the tags that its envelope names; empty if all are 0, or
             ``judge_tags`` was not asked for.
         server: run id of the server that answered (P16).

@@ -7,6 +7,7 @@ as few ``recv`` as its replies need, parsed by hiredis: no retries, no reconnect
 
 from __future__ import annotations
 
+import re
 import select
 import socket
 from typing import Any, Final, Protocol
@@ -30,6 +31,9 @@ _CODES: Final = {
 """Codes that redis-py turns into classes; those connections that it parses need them back."""
 
 
+_SCRIPT_PLACE: Final = re.compile(r"^@user_script: ?\d+: -?")
+
+
 class ReplyError(Exception):
     """An error that Redis answered.
 
@@ -38,6 +42,8 @@ class ReplyError(Exception):
     """
 
     def __init__(self, text: str) -> None:
+        # Redis 6 puts the place in the script before the code of an error that a command inside it made.
+        text = _SCRIPT_PLACE.sub("", text)
         super().__init__(text)
         self.code = text.partition(" ")[0].removeprefix("-")
 

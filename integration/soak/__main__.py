@@ -8,9 +8,9 @@ from pathlib import Path
 
 from integration.soak.checker import check
 from integration.soak.faults import ALL
-from integration.soak.run import load, soak
-
-FIRST = 10  # violations that are shown
+from integration.soak.plot import make_plot
+from integration.soak.report import make_list, make_report
+from integration.soak.run import load, seed_of, soak
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,14 +20,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="threads of each; default %(default)s")
     parser.add_argument("--seed", help="decides which faults happen; default: another one each time")
     parser.add_argument("--faults", default="all", help=f"comma-separated, or none; default all: {', '.join(ALL)}")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write report.txt, soak.svg and all notes there")
-    parser.add_argument("--check", type=Path, metavar="DIR", help="run nothing: check and report the notes of a run")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write report.txt, faults.txt, soak.svg and all notes there")
+    parser.add_argument("--check", type=Path, metavar="DIR", help="run nothing: check again what --report DIR has left")
     given = parser.parse_args(arguments)
     faults = {"all": list(ALL), "none": []}.get(given.faults, given.faults.split(","))
     if unknown := set(faults) - set(ALL):
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
     if given.check is not None:
-        history, seed = load(given.check), "?"
+        history, seed = load(given.check / "notes"), seed_of(given.check / "notes")
     else:
         folder = None if given.report is None else given.report / "notes"
         history, seed = soak(
@@ -35,10 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
             folder=folder, say=lambda text: print(text, flush=True),
         )  # fmt: skip
     findings = check(history)
-    print(findings.checked, findings.excused)
-    for violation in findings.violations[:FIRST]:
-        print(violation)
-    print(f"{len(findings.violations)} violations, seed {seed}")
+    report = make_report(history, findings, seed=seed)
+    print(report)
+    folder = given.report or given.check
+    if folder is not None:
+        (folder / "report.txt").write_text(report)
+        (folder / "faults.txt").write_text(make_list(history))
+        (folder / "soak.svg").write_text(make_plot(history, findings, seed=seed))
+        print(f"written to {folder}: report.txt, faults.txt, soak.svg, notes")
+    if findings.violations:
+        print(f"{len(findings.violations)} violations; again with --seed {seed}")
     return 1 if findings.violations else 0
 
 

@@ -259,7 +259,16 @@ class _World:
         ends: list[tuple[float, Position]] = [(ended, position) for _, ended, position, _ in known]
         ends += [(loss.ended, (number + 1, 0)) for number, loss in enumerate(self.losses)]
         newest = _Newest(ends)
+        own_ends: dict[str, list[tuple[float, Position]]] = defaultdict(list)
+        for _, ended, position, each in known:
+            own_ends[each.process].append((ended, position))
+        own_newest = {process: _Newest(positions) for process, positions in own_ends.items()}
         for began, _, position, each in known:
+            wanted = own_newest[each.process].before(began)
+            if position < wanted:
+                # Whoever has met a new primary does not go back to the old one.
+                self.report("order", f"position {position} after its own process was at {wanted}: {each}")
+                continue
             wanted = newest.before(began)
             if position >= wanted:
                 continue
@@ -272,7 +281,6 @@ class _World:
                     and began <= self.left(each.process, loss)
                 ):
                     excused = True
-                    # Had everybody seen the new primary only later? One process alone must not go back and forth.
             if excused:
                 self.findings.excused["order: answered by an old primary"] += 1
             else:

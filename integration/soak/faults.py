@@ -18,7 +18,7 @@ from integration.soak.records import Loss, clock, short
 from integration.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
     from random import Random
 
     import redis
@@ -81,8 +81,22 @@ class Injector:
         rng: Random,
         log: Log,
         options: dict[str, Any],
+        inner: Sequence[str],
         say: Callable[[str], object],
     ) -> None:
+        """Begin with a running fleet.
+
+        Args:
+            fleet: the workers.
+            proxy: what stands between them and Redis.
+            server: the first primary; the injector ends it and those that follow.
+            rng: decides everything that is left to chance.
+            log: where faults are noted.
+            options: of the caches.
+            inner: kinds of faults that may happen during another one.
+            say: told what happens.
+        """
+        self._inner = inner
         self._fleet = fleet
         self._proxy = proxy
         self.server = server
@@ -102,9 +116,9 @@ class Injector:
         """Do one fault from its begin to its end, and note it."""
         rng = self._rng
         duration = rng.uniform(*LASTING[name]) * self._options["max_staleness"] if name in LASTING else 0.0
-        inner = rng.choice(INSTANT) if name in LASTING and nested and rng.random() < NESTED else None
-        if name in _ALONE:
-            inner = None
+        inner = None
+        if name in LASTING and nested and self._inner and rng.random() < NESTED and name not in _ALONE:
+            inner = rng.choice(self._inner)
         began = clock()
         self._note, self._target = "", ""
         steps: Steps = getattr(self, "_" + name.replace("-", "_"))()

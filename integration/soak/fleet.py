@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EXPIRY = 2.5  # seconds until all short-lived values are gone
-END_TIMEOUT = 60.0  # seconds until all must have stopped, or shown what they hold
+TIMEOUT = 60.0  # seconds until all must have started, stopped, or shown what they hold
 
 
 class Worker:
@@ -80,19 +80,27 @@ class Fleet:
                 text = "\n".join(worker.errors.read_text(errors="replace").splitlines()[-30:])
                 raise AssertionError(f"worker {worker.name} ended by itself; its standard error:\n{text}")
 
+    def wait_ready(self) -> None:
+        """Wait until all are coherent."""
+        self._wait("ready", "all workers are coherent")
+
     def finish(self) -> dict[str, dict[str, Any]]:
         """Let all stop and show what they hold; return that by name."""
+        (self._folder / "stop").touch()
+        self._wait("stopped", "all workers have stopped")
+        time.sleep(EXPIRY)
+        (self._folder / "quiet").touch()
+        self._wait("end", "all workers have shown what they hold")
+        return {worker.name: json.loads((self._folder / f"end-{worker.name}").read_text()) for worker in self.workers}
 
-        def there(kind: str) -> bool:
+    def _wait(self, kind: str, description: str) -> None:
+        """Wait until each worker has left a file."""
+
+        def there() -> bool:
             self.check()
             return all((self._folder / f"{kind}-{worker.name}").exists() for worker in self.workers)
 
-        (self._folder / "stop").touch()
-        wait_until(lambda: there("stopped"), END_TIMEOUT, "all workers have stopped", interval=0.1)
-        time.sleep(EXPIRY)
-        (self._folder / "quiet").touch()
-        wait_until(lambda: there("end"), END_TIMEOUT, "all workers have shown what they hold", interval=0.1)
-        return {worker.name: json.loads((self._folder / f"end-{worker.name}").read_text()) for worker in self.workers}
+        wait_until(there, TIMEOUT, description, interval=0.1)
 
     def close(self) -> None:
         """Leave no process behind."""

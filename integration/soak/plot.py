@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from integration.soak.records import LOCAL
-from integration.soak.report import lags, outer, states_of
+from integration.soak.report import lags, states_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from integration.soak.checker import Findings
     from integration.soak.records import History, Process
 
-WIDTH, LEFT, RIGHT = 1200, 96, 24
+WIDTH, LEFT, RIGHT = 1200, 130, 24
 INNER = WIDTH - LEFT - RIGHT
-LANES = 5  # rows of fault names, so that neighbours do not overlap
+ROW = 11  # height of a kind of fault
 COLOURS = {"coherent": "#bfe3c6", "suspect": "#f6dd8a", "connecting": "#c9d3ea", "disconnected": "#ee9a8f"}
 INK, FAINT, RED, LINE = "#1d2733", "#7a8794", "#b3261e", "#155a8a"
 STYLE = (
@@ -44,7 +44,7 @@ class _Plot:
         history = self._history
         wrong = len(self._findings.violations)
         self._y = 28
-        self._text(16, self._y, f"Soak of {self._length:.0f} s, seed {self._seed}: ", "t")
+        self._text(16, self._y, f"Soak of {self._length:.0f} s, seed {self._seed}", "t")
         self._text(
             16, self._y + 18,
             f"{wrong} violations in {len(history.reads):,} reads and {len(history.writes):,} writes, "
@@ -65,31 +65,27 @@ class _Plot:
     # -- parts ---------------------------------------------------------------------------------------------------------
 
     def _faults(self) -> None:
-        """One mark per fault, its name in the first row in which there is room."""
-        self._text(16, self._y + 10, "faults", "h")
-        ends = [-math.inf] * LANES
+        """One row per kind of fault; a mark is as wide as the fault was long."""
+        kinds = sorted({fault.name for fault in self._history.faults})
         top = self._y
-        for fault, _ in outer(self._history.faults):
+        for row, kind in enumerate(kinds):
+            y = top + ROW * row
+            if row % 2 == 0:
+                self._parts.append(f'<rect x="{LEFT}" y="{y:.1f}" width="{INNER}" height="{ROW}" fill="#f4f6f8"/>')
+            self._text(LEFT - 6, y + 8, kind, "s", anchor="end")
+        for fault in self._history.faults:
+            losing = any(fault.began <= loss.began <= fault.ended for loss in self._history.losses)
             x = self._x(fault.began)
             width = max(2.0, self._x(fault.ended) - x)
-            lane = next((row for row in range(LANES) if ends[row] < x), None)
-            losing = any(fault.began <= loss.began <= fault.ended for loss in self._history.losses)
-            colour = RED if losing else FAINT
-            bottom = top + 13 * LANES + 8
+            y = top + ROW * kinds.index(fault.name) + 1.5
             self._parts.append(
-                f'<rect x="{x:.1f}" y="{bottom - 6:.1f}" width="{width:.1f}" height="6" fill="{colour}">'
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{ROW - 3}" '
+                f'fill="{RED if losing else INK}" opacity="0.75">'
                 f"<title>{escape(f'{fault.name} {fault.target} {fault.note}')}</title></rect>"
             )
-            if lane is not None:
-                label = fault.name
-                ends[lane] = x + 4.7 * len(label) + 8
-                if ends[lane] > WIDTH:
-                    continue
-                y = top + 13 * lane + 10
-                self._line(x, y - 8, x, bottom - 6, colour, 0.6)
-                self._text(x + 3, y, label, "s v" if losing else "s")
-        self._y += 13 * LANES + 14
-        self._text(LEFT, self._y + 6, "red: data was lost; a mark's width is the fault's length", "s f")
+        self._y += ROW * len(kinds) + 2
+        if kinds:
+            self._text(LEFT, self._y + 8, "red: data was lost meanwhile", "s f")
         self._y += 14
 
     def _axis(self) -> None:
@@ -159,7 +155,7 @@ class _Plot:
             )
 
     def _distributions(self) -> None:
-        """Three histograms side by side, with logarithmic heights where one value dwarfs the others."""
+        """Three histograms side by side; the heights are logarithmic."""
         history, bound = self._history, self._history.max_staleness
         ages = [read.age for read in history.reads if read.tier == LOCAL and read.age is not None]
         stale = [age for age, _ in self._findings.staleness]
@@ -193,8 +189,9 @@ class _Plot:
                 )
         self._line(x, base, x + width, base, FAINT, 0.8)
         self._text(x - 4, top + 32, f"{most:,}", "s f", anchor="end")
+        self._text(x - 4, top + 43, "(log)", "s f", anchor="end")
         for part in (0.0, 0.5, 1.0):
-            self._text(x + width * part, base + 13, f"{longest * part:.3g}", "s f", anchor="middle")
+            self._text(x + width * part, base + 13, f"{longest * part:,.0f}" if longest > 10 else f"{longest * part:.2f}", "s f", anchor="middle")
         if mark is not None:
             at = x + width * mark / longest
             self._line(at, top + 20, at, base, RED, 1.2)

@@ -161,6 +161,7 @@ class History:
         servers: run ids of the servers of each history.
         held: per process and key what the local tier held in the end, as [epoch, seq, value].
         remote: per key what Redis held in the end.
+        began, quiet, ended: begin, end of the faults, end.
     """
 
     max_staleness: float
@@ -174,6 +175,7 @@ class History:
     held: dict[str, dict[str, Any]] = field(default_factory=dict)
     remote: dict[str, Any] = field(default_factory=dict)
     began: float = 0.0
+    quiet: float = 0.0
     ended: float = 0.0
 
 

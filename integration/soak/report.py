@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from integration.soak.checker import Findings
     from integration.soak.records import Fault, History, Process
 
-SERVING = ("coherent", "suspect")
+CALM = 2.0  # seconds after the last fault in which what happens is its consequence
 PERCENTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
 
 
@@ -51,14 +51,15 @@ def recoveries(history: History, fault: Fault, until: float) -> list[Recovery]:
     return found
 
 
-def outer(faults: Sequence[Fault]) -> list[tuple[Fault, float]]:
+def outer(history: History) -> list[tuple[Fault, float]]:
     """Return the faults that happened in no other one, with the moment at which the next one began."""
-    ordered = sorted(faults, key=lambda fault: fault.began)
+    ordered = sorted(history.faults, key=lambda fault: fault.began)
     alone = [
         fault for fault in ordered
         if not any(other is not fault and other.began <= fault.began and fault.ended <= other.ended for other in ordered)
     ]  # fmt: skip
-    return [(fault, alone[at + 1].began if at + 1 < len(alone) else float("inf")) for at, fault in enumerate(alone)]
+    ends = [fault.began for fault in alone[1:]] + [history.quiet + CALM]
+    return list(zip(alone, ends, strict=False))  # no fault, one end
 
 
 def hit_rate(history: History) -> float:
@@ -160,24 +161,29 @@ def _spread(values: Sequence[float], unit: str) -> str:
     ) + f" {unit}"
 
 
+def make_list(history: History) -> str:
+    """Return the list of all faults, with how long each instance needed."""
+    lines = ["begin     length    fault and target                             seconds until coherent again"]
+    for fault, until in outer(history):
+        inner = f" + {fault.note.rpartition('meanwhile ')[2]}" if "meanwhile" in fault.note else ""
+        times = [
+            f"{each.process} {'-' if each.needed is None else f'{each.needed:.2f}'}"
+            for each in recoveries(history, fault, until)
+        ]
+        lines.append(
+            f"{fault.began - history.began:7.1f} s {fault.ended - fault.began:6.2f} s  "
+            f"{f'{fault.name}{inner} {fault.target}':44} {', '.join(times) or 'nobody doubted'}"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def _faults(history: History) -> list[str]:
     needed: dict[str, list[float]] = defaultdict(list)
     missing: Counter[str] = Counter()
-    untouched: Counter[str] = Counter()
-    rows = []
-    for fault, until in outer(history.faults):
-        name = fault.name if "meanwhile" not in fault.note else f"{fault.name} + {fault.note.rpartition('meanwhile ')[2]}"
+    for fault, until in outer(history):
         back = recoveries(history, fault, until)
         needed[fault.name] += [each.needed for each in back if each.needed is not None]
         missing[fault.name] += sum(each.needed is None for each in back)
-        untouched[fault.name] += not back
-        times = ", ".join(
-            f"{each.process} {'-' if each.needed is None else f'{each.needed:.2f}'}" for each in back
-        )  # fmt: skip
-        rows.append(
-            f"{fault.began - history.began:7.1f} s {fault.ended - fault.began:6.2f} s  "
-            f"{name + (' ' + fault.target if fault.target else ''):44} {times or 'nobody doubted'}"
-        )
     kinds = Counter(fault.name for fault in history.faults)
     effects: Counter[str] = Counter()
     for fault in history.faults:
@@ -191,4 +197,4 @@ def _faults(history: History) -> list[str]:
         late = f"   {missing[name]} x -" if missing[name] else ""
         figures = f"{percentile(values, 0.5):6.2f} {values[-1]:7.2f}{late}" if values else f"  nobody doubted{late}"
         lines.append(f"  {name:22} {number:6} {effects[name]:7}  {figures}")
-    return [*lines, "", "begin     length    fault and target                             seconds until coherent again", *rows]
+    return lines

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from coherent_cache import CoherentCache
 from coherent_cache.testing.fault_proxy import FaultProxy
-from integration.soak.faults import ALL, NAMESPACE, Injector, start_primary
+from integration.soak.faults import ALL, INSTANT, NAMESPACE, Injector, start_primary
 from integration.soak.fleet import Fleet
 from integration.soak.operations import KEYS
 from integration.soak.records import History, Log, clock, read_injector, read_worker
@@ -26,7 +26,7 @@ HEARTBEAT, MAX_STALENESS = 0.2, 1.0  # seconds
 OPTIONS = {
     "heartbeat": HEARTBEAT, "max_staleness": MAX_STALENESS, "timeout": 1.0, "log_length": 1000, "replay_limit": 150,
 }  # fmt: skip
-START_TIME, GAP = 3.0, (0.4, 1.8)  # seconds
+WARM_UP, GAP = 2.0, (0.4, 1.8)  # seconds
 OVERTIME = 3.0  # times the wanted length, until every kind of fault has happened
 
 
@@ -73,9 +73,11 @@ def soak(
             )  # fmt: skip
             injector = Injector(
                 fleet=fleet, proxy=proxy, server=server, rng=rng, log=log, options=options,
+                inner=[name for name in INSTANT if name in faults],
                 say=lambda text: say(f"{clock() - began:7.1f} s  {text}"),
             )  # fmt: skip
-            injector.wait(START_TIME)
+            fleet.wait_ready()
+            injector.wait(WARM_UP)
             until, latest = clock() + seconds, clock() + OVERTIME * seconds
             deck: list[str] = []
             missing = set(faults)
@@ -89,10 +91,13 @@ def soak(
                     missing.discard(name)
                 injector.wait(rng.uniform(*GAP))
             proxy.heal()
+            quiet = clock()
             say(f"{clock() - began:7.1f} s  quiet")
             ends = fleet.finish()
             history = _gather(place, injector, ends, options)
-            history.began, history.ended = began, clock()
+            history.began, history.quiet, history.ended = began, quiet, clock()
+            end = {name: getattr(history, name) for name in ("held", "remote", "began", "quiet", "ended")}
+            (place / "end").write_text(json.dumps({**end, "seed": seed}))
             return history, seed
     finally:
         if fleet is not None:
@@ -117,7 +122,6 @@ def _gather(place: Path, injector: Injector, ends: dict[str, dict[str, Any]], op
             entry = remote.get_entry(key)
             if entry is not None:
                 history.remote[key] = [entry.version.epoch.hex(), entry.version.seq, entry.value]
-    (place / "end").write_text(json.dumps({"held": history.held, "remote": history.remote}))
     return history
 
 
@@ -129,5 +133,11 @@ def load(place: Path, max_staleness: float = MAX_STALENESS) -> History:
     read_injector(history, place / "injector")
     if (place / "end").exists():
         end = json.loads((place / "end").read_text())
-        history.held, history.remote = end["held"], end["remote"]
+        for name in ("held", "remote", "began", "quiet", "ended"):
+            setattr(history, name, end[name])
     return history
+
+
+def seed_of(place: Path) -> str:
+    """Return the seed of the run that left a folder of notes."""
+    return str(json.loads((place / "end").read_text())["seed"])

@@ -6,12 +6,14 @@ import json
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from coherent_cache import CoherentCache
 from coherent_cache.cache import MISSING
+from coherent_cache.runtime import EventHub
 from integration.coherence_workers import TAGS, _held, tags_of
 from integration.soak.operations import ALIKE, KEYS, Notebook
 from integration.soak.records import Log, clock
@@ -103,21 +105,38 @@ class Mixture:
 
 
 class Observer:
-    """Notes a cache's events and counters."""
+    """Notes events as they are made, in their order, and counters."""
 
-    def __init__(self, cache: CoherentCache, log: Log) -> None:
-        self._cache = cache
+    def __init__(self, log: Log) -> None:
         self._log = log
+        self._events: deque[tuple[float, Event]] = deque()
         self._lags: list[float] = []
-        cache.on_event(self._on_event)
+        emit = EventHub.emit
 
-    def _on_event(self, event: Event) -> None:
-        if event.name not in QUIET_EVENTS:
-            self._log.write(["e", clock(), event.name, event.as_dict()])
-        elif (lag := getattr(event, "lag_ms", None)) is not None:
-            self._lags.append(round(lag, 2))
+        def observed(hub: EventHub, event: Event, /) -> None:
+            self._events.append((clock(), event))
+            emit(hub, event)
+
+        EventHub.emit = observed  # type: ignore[method-assign]
+
+    def attach(self, cache: CoherentCache) -> None:
+        """Note a cache; let it make the events that come per message."""
+        self._cache = cache
+        cache.on_event(lambda _event: None)
+
+    def flush(self) -> None:
+        """Write out what was noted of events."""
+        lines: list[list[Any]] = []
+        while self._events:
+            moment, event = self._events.popleft()
+            if event.name not in QUIET_EVENTS:
+                lines.append(["e", moment, event.name, event.as_dict()])
+            elif (lag := getattr(event, "lag_ms", None)) is not None:
+                self._lags.append(round(lag, 2))
+        self._log.write(*lines)
 
     def sample(self) -> None:
+        self.flush()
         stats = self._cache.stats().as_dict()
         lags, self._lags = self._lags, []
         bound = self._cache.staleness_bound()
@@ -131,8 +150,9 @@ def work(*, folder: str, name: str, url: str, seed: str, threads: int, options: 
     """Read and write until the file ``stop`` is there; after ``quiet`` show the local tier in ``end-<name>``."""
     place = Path(folder)
     log = Log(place / f"worker-{name}")
+    observer = Observer(log)
     with CoherentCache(url, instance_id=name, **options) as cache:
-        observer = Observer(cache, log)
+        observer.attach(cache)
         notebook = Notebook(cache, log)
         stop = threading.Event()
         mixtures = [Mixture(notebook, Random(f"{seed}-{name}-{number}"), stop) for number in range(threads)]
@@ -142,6 +162,8 @@ def work(*, folder: str, name: str, url: str, seed: str, threads: int, options: 
         try:
             while not (place / "stop").exists() and not any(mixture.error for mixture in mixtures):
                 observer.sample()
+                if cache.state == "coherent":
+                    (place / f"ready-{name}").touch()
                 time.sleep(SAMPLE)
         finally:
             stop.set()

@@ -177,10 +177,8 @@ def test_every_shard_has_room_for_something(option):
         settings(shards=8, **{option: 7})
 
 
-def test_the_log_is_not_asked_for_more_than_it_keeps():
-    assert settings(log_length=500, replay_limit=500).replay_limit == 500
-    with pytest.raises(ConfigError, match="replay_limit: must be an integer from 0 to 500"):
-        settings(log_length=500, replay_limit=501)
+def test_a_short_log_needs_no_other_option():
+    assert settings(log_length=100).log_length == 100
 
 
 def test_a_replay_fits_into_one_answer():

@@ -13,7 +13,7 @@ end
 local status = ''
 local probe = redis.pcall('DEL', KEYS[3])
 if type(probe) == 'table' and probe.err then
-  status = string.match(probe.err, '^-?(%u+)') or 'ERR'
+  status = string.match(string.gsub(probe.err, '^@user_script: ?%d+: ', ''), '^-?(%u+)') or 'ERR'
 end
 
 local clock = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'nonce', 'config')

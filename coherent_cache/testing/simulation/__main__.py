@@ -28,7 +28,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, help="run that many schedules instead, whatever time they take")
     parser.add_argument("--seed", type=int, default=0, help="first seed; the following ones are next (default: 0)")
     parser.add_argument("--profile", choices=PROFILES, help="one kind of schedules only (default: a mixture)")
-    parser.add_argument("--replay", type=int, metavar="SEED", help="run one seed and tell its story, shrunk if it fails")
+    parser.add_argument(
+        "--replay", type=int, metavar="SEED", help="run one seed and tell its story, shrunk if it fails"
+    )
     return parser
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CODEC = make_codec("msgpack")
 
+
 class Process:
     """One process. A restarted or forked one is another object with another name.
 

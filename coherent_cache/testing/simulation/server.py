@@ -138,7 +138,7 @@ class Server:
         alive: whether the process runs.
         stalled_until: until when it does not go on.
         on_changed: called with (server, shard, keys) after each write that may have changed values; None for all keys.
-        on_half_run: called with (server, shard) if a write died before it was published.
+        on_half_run: called with (server, shard, whether it was published) when a write died half-way.
     """
 
     COMMANDS: ClassVar[tuple[str, ...]] = ("append", "bump", "publish", "put")
@@ -154,7 +154,7 @@ class Server:
         log_length: int,
         replay_limit: int,
         on_changed: Callable[[Server, int, Sequence[str] | None], None] | None = None,
-        on_half_run: Callable[[Server, int], None] | None = None,
+        on_half_run: Callable[[Server, int, bool], None] | None = None,
     ) -> None:
         """Make an empty server.
 
@@ -177,7 +177,7 @@ class Server:
         self.alive = True
         self.stalled_until = 0.0
         self.on_changed = on_changed or (lambda _server, _shard, _keys: None)
-        self.on_half_run = on_half_run or (lambda _server, _shard: None)
+        self.on_half_run = on_half_run or (lambda _server, _shard, _published: None)
         self._clock = clock
         self._entropy = entropy
         self._log_length = log_length
@@ -291,13 +291,13 @@ class Server:
             if refusal is not None:
                 return refusal
         existed = [self._live_seq(data, key) != 0 for key in request.keys]
-        self._check_refuse(DENIED_WHEN_FULL)
-        for key in request.keys:
-            data.values.pop(key, None)
-            data.gone.add(key)  # until it is published
 
-        self._write(data, request.shard, Kind.DELETE, request.keys, origin, lambda _epoch, _seq: None, dirty=True)
-        data.gone.difference_update(request.keys)
+        def put(_epoch: bytes, _seq: int) -> None:
+            for key in request.keys:
+                data.values.pop(key, None)
+            data.gone.difference_update(request.keys)
+
+        self._write(data, request.shard, Kind.DELETE, request.keys, origin, put, dirty=True)
         self.on_changed(self, request.shard, request.keys)
         return self._reply(data, sent_at, existed=existed)
 
@@ -352,8 +352,7 @@ class Server:
         for done, command in enumerate(self.COMMANDS):
             if self.abort_after == done:
                 self.abort_after = None
-                if "publish" not in self.COMMANDS[:done]:
-                    self.on_half_run(self, shard)
+                self.on_half_run(self, shard, "publish" in self.COMMANDS[:done])
                 raise Refused("ERR the script died half-way", maybe_applied=True)
             if command == "append":
                 if data.log and data.log[-1][0] >= seq:

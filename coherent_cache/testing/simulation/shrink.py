@@ -67,7 +67,9 @@ class _Shrinker:
             for simpler in (
                 step._replace(gap=0.0),
                 step._replace(delays=(0.0, 0.001, 0.001)),
-                step._replace(delays=tuple([each if each >= LOST else round(each, 2) or 0.001 for each in step.delays])),
+                step._replace(
+                    delays=tuple([each if each >= LOST else round(each, 2) or 0.001 for each in step.delays])
+                ),
             ):
                 self._try(at, simpler)
 

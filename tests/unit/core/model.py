@@ -26,6 +26,7 @@ from coherent_cache.core.requests import (
     WriteReply,
 )
 from coherent_cache.core.session import Session, Subscribe
+from coherent_cache.keys import key_digest
 from coherent_cache.serializers import make_codec
 from coherent_cache.wire import (
     PREFIX_BYTES,
@@ -34,9 +35,11 @@ from coherent_cache.wire import (
     SyncReply,
     WireError,
     decode_envelope,
+    encode_content,
     encode_envelope,
     encode_message,
     encode_sync_reply,
+    envelope_prefix,
 )
 
 HEARTBEAT = 1.0
@@ -64,18 +67,36 @@ def sync_reply(seq, *, epoch=EPOCH, history=b"n", entries=(), time_us=0):
     return SyncReply(b"token", "", epoch, seq, nonce(seq, history), time_us, log)
 
 
-def read_reply(seq=10, *, epoch=EPOCH, server="A", sent_at=100.0, envelopes=(), tag_floors=()):
+def read_reply(
+    seq=10,
+    *,
+    epoch=EPOCH,
+    server="A",
+    sent_at=100.0,
+    envelopes=(),
+    floor=0,
+    tag_seq=0,
+    tag_floors=(),
+    now_ms=0,
+):
     return ReadReply(
         epoch=epoch,
         seq=seq,
-        floor=0,
-        tag_seq=0,
-        now_ms=0,
+        floor=floor,
+        tag_seq=tag_seq,
+        now_ms=now_ms,
         envelopes=envelopes,
         tag_floors=tag_floors,
         server=server,
         sent_at=sent_at,
     )
+
+
+def envelope(member, key, value, seq, *, epoch=EPOCH, expires_ms=0, tags=(), codec="msgpack"):
+    """Make an envelope as a member with this codec would have stored it."""
+    codec = make_codec(codec)
+    prefix = envelope_prefix(key_digest(key.encode()), codec.code)
+    return encode_envelope(prefix, epoch, seq, expires_ms, encode_content(tags, codec.dumps(value)))
 
 
 def write_reply(seq, *, epoch=EPOCH, server="A", applied=True, existed=(), current_seq=0, foreign=False, sent_at=100.0):
@@ -160,9 +181,7 @@ class Server:
 
     def replica(self, run_id):
         """Return a server with a copy of this one's data as it is now, and no connections."""
-        other = Server(
-            self.clock, run_id, shards=0, log_length=self.log_length, replay_limit=self.replay_limit
-        )
+        other = Server(self.clock, run_id, shards=0, log_length=self.log_length, replay_limit=self.replay_limit)
         other.shards = copy.deepcopy(self.shards)
         other._entropy = self._entropy  # never the same nonce twice
         return other
@@ -230,9 +249,7 @@ class Server:
                 self._advance(request.shard, Kind.TOUCH, origin, (request.key,))
                 expires = self._expiry(request.ttl_ms)
                 stored = data.values[request.key][0]
-                envelope = encode_envelope(
-                    stored[:PREFIX_BYTES], data.epoch, data.seq, expires, stored[CONTENT:]
-                )
+                envelope = encode_envelope(stored[:PREFIX_BYTES], data.epoch, data.seq, expires, stored[CONTENT:])
                 data.values[request.key] = (envelope, expires)
                 return reply()
             case FloorRequest():
@@ -348,9 +365,7 @@ class Server:
             data.log.clear()
         data.seq += 1
         data.nonce = self._new_nonce()
-        message = encode_message(
-            Message(kind, data.epoch, data.seq, data.nonce, self.clock.us, origin, tuple(names))
-        )
+        message = encode_message(Message(kind, data.epoch, data.seq, data.nonce, self.clock.us, origin, tuple(names)))
         data.log.append((data.seq, message))
         del data.log[: -self.log_length]
         for link in self.links:
@@ -409,6 +424,10 @@ class Flight:
         server = server or self.member.server
         self._replies = server.execute(self.requests, origin=self.member.name, sent_at=self.sent_at)
         return self
+
+    def answer(self, *replies):
+        """Deliver replies that a test has made. Raises what the operation does."""
+        return self._go_on(partial(self._operation.send, replies))
 
     def finish(self):
         """Deliver the replies; executes the requests now, if that has not been done. Raises what the operation does."""

@@ -1056,7 +1056,9 @@ def test_p6_a30_what_is_not_proven_flushes(bench, seq, options):
 def test_p6_a2_a_token_registered_before_the_resync_is_complete_is_void(bench, complete):
     connected = bench.register("k")
     bench.doubt("cut")
-    disconnected = bench.register("k")  # after the break was noticed: a generation bumped there would be the current one
+    disconnected = bench.register(
+        "k"
+    )  # after the break was noticed: a generation bumped there would be the current one
     bench.resync(**complete)
     bench.absorb(disconnected, ("k", 9))
     bench.absorb(connected, ("k", 9))
@@ -1284,8 +1286,6 @@ def test_a_shards_state_may_be_asked_without_the_lock(bench):
 
 
 def test_the_public_attributes_of_a_new_shard():
-    shard = Shard(
-        3, SimpleNamespace(), max_staleness=1.0, lock=Lock(), counters=Counters(), emit=lambda _: None
-    )
+    shard = Shard(3, SimpleNamespace(), max_staleness=1.0, lock=Lock(), counters=Counters(), emit=lambda _: None)
     assert (shard.index, shard.state, shard.generation, shard.synced) == (3, State.CONNECTING, 0, False)
     assert (shard.epoch, shard.position, shard.nonce, shard.server) == (None, None, b"", None)

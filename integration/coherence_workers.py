@@ -264,6 +264,7 @@ def soak(
         assert not errors, errors
         context.emit(stopped=context.index)
         wait_until((Path(folder) / "quiet").exists, QUIET, "everybody has stopped")
+        _catch_up(cache)
         held = _held(cache)
         dump(Path(folder) / f"history-{context.index}", notebook.writes, notebook.reads)
         stats = cache.stats()
@@ -275,11 +276,10 @@ def soak(
         }
 
 
-def _held(cache: CoherentCache) -> dict[str, list[Any]]:
-    """Return what the local tier holds once it has caught up, per key: epoch in hex, seq and value."""
+def _catch_up(cache: CoherentCache) -> None:
+    """Wait until a cache has applied all that Redis has done."""
     instance = cache._runtime.instance
     names = cache._runtime._subscriber._scripts.names
-
     with _plain(cache) as plain:
 
         def caught_up() -> bool:
@@ -288,9 +288,13 @@ def _held(cache: CoherentCache) -> dict[str, list[Any]]:
             return cache.state == "coherent" and positions == [tuple(clock) for clock in clocks]
 
         wait_until(caught_up, QUIET, "the instance has applied all messages")
+
+
+def _held(cache: CoherentCache) -> dict[str, list[Any]]:
+    """Return what the local tier holds, per key: epoch in hex, seq and value."""
     return {
         key: [(shard.epoch or b"").hex(), entry.seq, cache._value(entry)]
-        for shard in instance.shards
+        for shard in cache._runtime.instance.shards
         for key, entry in shard.tier.entries.items()
     }
 
@@ -311,7 +315,7 @@ def watch(
     keys: list[str],
     folder: str,
 ) -> dict[str, Any]:
-    """Read some keys again and again, taking notes, until the file ``stop`` is there."""
+    """Read some keys again and again, taking notes, until the file ``stop`` is there; and twice more when it is quiet."""
     stop = Path(folder) / "stop"
     with CoherentCache(url, **options) as cache:
         assert cache.wait_ready(QUIET)
@@ -329,7 +333,9 @@ def watch(
             if rounds % 20 == 0:
                 context.emit(round=rounds)
             time.sleep(0.002)
-        wait_until(lambda: cache.state == "coherent", QUIET, "the instance is coherent again")
+        _catch_up(cache)
+        for key in [*keys, *keys]:
+            notebook.get_entry(key)
         dump(Path(folder) / f"history-{context.index}", notebook.writes, notebook.reads)
         return {"rounds": rounds, "failures": notebook.failures, "stats": cache.stats().as_dict()}
 

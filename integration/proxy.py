@@ -1,8 +1,8 @@
 """A TCP proxy on the loopback interface that stands between a cache and its Redis and misbehaves on demand.
 
 A fault concerns the connections whose client name contains a text; the name is read from the ``CLIENT SETNAME`` of
-their handshake. ``SUBSCRIBER`` names the connection that receives invalidations, ``EVERYTHING`` all of them, those in
-their handshake included.
+their handshake. ``SUBSCRIBER`` names the connection that receives invalidations, ``COMMANDS`` the others of a cache,
+``EVERYTHING`` all of them, those in their handshake included.
 
 What a network can do to a connection, and what does it here::
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from urllib.parse import SplitResult
 
 SUBSCRIBER = ":subscriber"
+COMMANDS = "commands"
 EVERYTHING = ""
 TO_SERVER = "to server"
 TO_CLIENT = "to client"
@@ -68,7 +69,9 @@ class _Connection:
         self.closed = False
 
     def matches(self, name: str) -> bool:
-        return name == EVERYTHING or (self.name is not None and name in self.name)
+        if name == EVERYTHING or self.name is None:
+            return name == EVERYTHING
+        return SUBSCRIBER not in self.name if name == COMMANDS else name in self.name
 
     def close(self) -> None:
         self.closed = True
@@ -129,9 +132,15 @@ class Proxy:
         """Close matching connections; return how many there were."""
         return int(self._do(lambda: self._cut(name)))
 
-    def heal(self) -> None:
-        """End all faults, and deliver what was held."""
-        self._do(lambda: (self._held.clear(), self._delays.clear(), self._refused.clear()))
+    def heal(self, name: str | None = None) -> None:
+        """End all faults, or those that were made with this name, and deliver what was held."""
+
+        def forget() -> None:
+            self._held = {fault for fault in self._held if name not in (None, fault[0])}
+            self._delays = {fault: delay for fault, delay in self._delays.items() if name not in (None, fault[0])}
+            self._refused = {fault for fault in self._refused if name not in (None, fault)}
+
+        self._do(forget)
 
     def names(self) -> list[str]:
         """Return the names of the connections that are open, oldest first."""

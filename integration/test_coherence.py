@@ -88,7 +88,11 @@ def test_four_processes_write_and_read_the_same_keys(redis_server, namespace, pr
     run.assert_contract()
     run.assert_convergence()
     run.assert_meaningful(hit_rate=0.3)
-    assert all(result["failures"] == 0 for result in run.results)
+    for result in run.results:
+        assert result["failures"] == 0
+        # Nobody was cut off: messages made it coherent, not the heartbeats' resyncs.
+        assert result["stats"]["replays"] < result["stats"]["invalidations_received"] / 10
+        assert result["stats"]["flushes"] == 0
 
 
 @pytest.mark.timeout(SOAK_SECONDS + 120)

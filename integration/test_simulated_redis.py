@@ -289,8 +289,8 @@ def drawn_steps(rng):
                 ("request", lambda _, floor=floor: floor),
                 ("sync", b"%08d" % number, rng.choice((None, position, position))),
                 ("lose_clock",), ("lose_log",), ("spoil_log",), ("trim_log", position), ("lose_value", key),
-                ("write_raw", key, raw), ("copy_value", key, keys[-1]), ("flush",), ("refuse", rng.choice(("OOM", "NOREPLICAS"))),
-                ("refuse", ""), ("heard",),
+                ("write_raw", key, raw), ("copy_value", key, keys[-1]), ("flush",),
+                ("refuse", rng.choice(("OOM", "NOREPLICAS"))), ("refuse", ""), ("heard",),
             ],
             [30, 24, 8, 6, 4, 12, 1, 1, 1, 2, 2, 3, 2, 0.5, 3, 3, 3],
         )[0]  # fmt: skip

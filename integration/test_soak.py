@@ -32,6 +32,7 @@ from integration.soak.run import OVERTIME, soak
 
 SECONDS = float(os.environ.get("COHERENT_CACHE_SOAK_SECONDS", "75"))
 SEED = os.environ.get("COHERENT_CACHE_SOAK_SEED")
+STREAM = ("lose-messages", "small-buffer", "trim-log", "flushall", "garbage", "pause-worker")
 END = 150.0  # seconds that the end and the checking may take
 
 
@@ -59,6 +60,19 @@ def test_no_fault_breaks_the_contract(tmp_path):
     assert make_plot(history, findings, seed=seed).startswith("<svg")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(OVERTIME * SECONDS + END)
+def test_no_fault_breaks_the_contract_of_marks():
+    """The other transport: RESP2, heartbeats published by script. With the faults that concern the stream."""
+    faults = [name for name in ALL if "subscriber" in name or "fail-over" in name or name in STREAM]
+    history, seed = soak(seconds=SECONDS / 3, seed=SEED, faults=faults, query="?protocol=2")
+    findings = check(history)
+    report = make_report(history, findings, seed=seed)
+    assert not findings.violations, report
+    assert {fault.name for fault in history.faults if fault.effect} == set(faults), report
+    assert hit_rate(history) > 0.3, report
+
+
 # -- the checker -------------------------------------------------------------------------------------------------------
 
 A, B = "epoch-a", "epoch-b"
@@ -66,7 +80,18 @@ ONE, TWO = "server-1", "server-2"
 
 
 def write(
-    seq, ended, *, process="p", kind=SET, began=None, outcome=OK, stamp=None, ttl=3600.0, condition=None, epoch=A, server=ONE
+    seq,
+    ended,
+    *,
+    process="p",
+    kind=SET,
+    began=None,
+    outcome=OK,
+    stamp=None,
+    ttl=3600.0,
+    condition=None,
+    epoch=A,
+    server=ONE,
 ):
     return Write(
         process, kind, kind, ["k"], [stamp or f"{process}/{seq}"] if kind == SET else [], ttl,
@@ -233,8 +258,18 @@ def test_a_fail_over_excuses_what_it_discarded():
     again = write(2, 26.0, process="r", stamp="r/again", server=TWO)
     assert rules([*two, again], [remote("r/again", 2, 2, 26.1, server=TWO)], **FAIL_OVER) == []
     assert rules([*two, again], [read("p/2", 2, 27.2, server=TWO)], **FAIL_OVER) == ["stale"]
-    assert rules([*two, again], [read("r/again", 2, 26.1, server=TWO), read("p/1", 1, 26.2, server=TWO)], **FAIL_OVER) == [
-        "backwards"
+    there_and_back = [read("r/again", 2, 26.1, server=TWO), read("p/1", 1, 26.2, server=TWO)]
+    assert rules([*two, again], there_and_back, **FAIL_OVER) == ["backwards"]
+
+
+def test_a_write_of_unknown_outcome_that_a_fail_over_kept():
+    fork = {**FAIL_OVER, "losses": [FORK._replace(fork=3)]}
+    writes = [write(1, 10.0), doubtful(SET, 15.0), write(3, 20.0)]
+    # First seen after the fail-over, with a version from before the fork: made before what replaced it.
+    old = read("r/x", 2, 25.6, age=0.9, server=TWO)
+    assert rules(writes, [old, remote("p/3", 3, 3, 25.7, server=TWO)], **fork) == ["stale"]
+    assert rules(writes, [remote("p/3", 3, 3, 25.6, server=TWO), old._replace(began=25.7)], **fork) == [
+        "stale", "backwards"
     ]  # fmt: skip
 
 

@@ -19,8 +19,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=4, help="processes; default %(default)s")
     parser.add_argument("--threads", type=int, default=2, help="threads of each; default %(default)s")
     parser.add_argument("--seed", help="decides which faults happen; default: another one each time")
+    parser.add_argument("--protocol", type=int, choices=(2, 3), default=3, help="of Redis; default %(default)s")
     parser.add_argument("--faults", default="all", help=f"comma-separated, or none; default all: {', '.join(ALL)}")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write report.txt, faults.txt, soak.svg and all notes there")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write report.txt, faults.txt, soak.svg and all notes there"
+    )
     parser.add_argument("--check", type=Path, metavar="DIR", help="run nothing: check again what --report DIR has left")
     given = parser.parse_args(arguments)
     faults = {"all": list(ALL), "none": []}.get(given.faults, given.faults.split(","))
@@ -32,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder = None if given.report is None else given.report / "notes"
         history, seed = soak(
             seconds=given.seconds, workers=given.workers, threads=given.threads, seed=given.seed, faults=faults,
-            folder=folder, say=lambda text: print(text, flush=True),
+            folder=folder, query=f"?protocol={given.protocol}", say=lambda text: print(text, flush=True),
         )  # fmt: skip
     findings = check(history)
     report = make_report(history, findings, seed=seed)

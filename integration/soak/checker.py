@@ -1,9 +1,9 @@
 """Finds what the contract forbids in what a soak has noted.
 
 A *position* is (number of the history, seq). A history ends with a loss of data: nothing of it survives a FLUSHALL, an
-empty restart or a lost clock; a fail-over lets live what is up to the fork. The same epoch and seq may thus stand for two
-positions, which the server tells apart. A *line* is what a history consists of: what survived of the one before, and
-its own writes. Positions of one line are ordered; a later history comes after all that an earlier one has lost.
+empty restart or a lost clock; a fail-over lets live what is up to the fork. The same epoch and seq may thus stand for
+two positions, which the server tells apart. A *line* is what a history consists of: what survived of the one before,
+and its own writes. Positions of one line are ordered; a later history comes after all that an earlier one has lost.
 
 What is checked, by name:
 
@@ -57,7 +57,7 @@ from integration.soak.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 GRACE = 2.5  # seconds after a fault in which a command that it held up may still be executed
 CLOCKS = 0.1  # seconds by which Redis' clock and ours may differ over one value's life
@@ -171,6 +171,13 @@ class _World:
         number = self.number(epoch, server, moment)
         return None if number is None else (number, seq)
 
+    def origin(self, position: Position) -> Position:
+        """Return where a version was made: a server that was promoted still has those from before the fork."""
+        number, seq = position
+        while number and (fork := self.losses[number - 1].fork) is not None and seq <= fork:
+            number -= 1
+        return number, seq
+
     def survives(self, position: Position, number: int) -> bool:
         """Tell whether what has a position is part of a later history."""
         for at in range(position[0], number):
@@ -212,7 +219,11 @@ class _World:
         if own:
             return None
         for at in self._fork_losses:
-            if seen[0] <= at < number and self.survives(seen, at) and self._at_old_primary(read, self.losses[at], allowed):
+            if (
+                seen[0] <= at < number
+                and self.survives(seen, at)
+                and self._at_old_primary(read, self.losses[at], allowed)
+            ):
                 return "answered by an old primary"
         return None
 
@@ -410,6 +421,7 @@ class _Key:
                 continue
             position = self._world.position(read.epoch, read.seq, read.server, read.ended)
             if position is not None:
+                position = self._world.origin(position)
                 lowest[read.stamp] = min(position, lowest.get(read.stamp, position))
         for stamp, position in lowest.items():
             write = self._stamps[stamp][0]
@@ -448,7 +460,7 @@ class _Key:
     # -- one read ------------------------------------------------------------------------------------------------------
 
     def _check_value(self, read: Read) -> tuple[Position | None, Position | None]:
-        """Check that a value is what somebody wrote; return the positions of its version, if known, and of its write."""
+        """Check that somebody wrote a value; return the positions of its version, if known, and of its write."""
         report, world = self._world.report, self._world
         stamp = read.stamp or ""
         write, key = self._stamps.get(stamp, (None, ""))
@@ -550,7 +562,8 @@ class _Key:
         if last is None or last.kind == KILL or self._may_be_gone(last, read.ended):
             return
         self._world.report(
-            "lost", f"{self._key} absent at {clock} though nothing can have removed {last.position}: {read}\n    {last.write}"
+            "lost",
+            f"{self._key} absent at {clock} though nothing can have removed {last.position}: {read}\n    {last.write}",
         )
 
     def _may_be_gone(self, effect: Effect, moment: float) -> bool:
@@ -613,8 +626,10 @@ class _Key:
             if seq == 0:
                 if not self._doubt((SET, TOUCH), 0, write.ended):
                     report("conflict", f"lost though the key was absent: {write}")
-            elif last is not None and not self._may_be_gone(last, write.ended) and not self._doubt(
-                (SET, TOUCH), last.write.began, write.ended
+            elif (
+                last is not None
+                and not self._may_be_gone(last, write.ended)
+                and not self._doubt((SET, TOUCH), last.write.began, write.ended)
             ):
                 report("conflict", f"lost though the version was there: {write}")
 

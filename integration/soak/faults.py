@@ -200,7 +200,9 @@ class Injector:
         return 1
 
     def _half_open_subscriber(self) -> Steps:
-        yield from self._network(self._proxy.hold, subscriber=True, direction=self._rng.choice(["to_client", "to_server"]))
+        yield from self._network(
+            self._proxy.hold, subscriber=True, direction=self._rng.choice(["to_client", "to_server"])
+        )
         return 1
 
     def _black_hole_subscriber(self) -> Steps:
@@ -217,7 +219,9 @@ class Injector:
 
     def _lose_messages(self) -> Steps:
         """Lose messages silently, which no network does: the heartbeat must notice."""
-        yield from self._network(self._proxy.lose, self._rng.randint(1, 3), subscriber=True, of="push")
+        number = self._rng.choice([2, 10, None])
+        self._note = f"{number or 'all'}"
+        yield from self._network(self._proxy.lose, number, subscriber=True, of="push")
         return 1
 
     def _delay_all(self) -> Steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from html import escape
 from typing import TYPE_CHECKING
@@ -129,7 +130,7 @@ class _Plot:
         if not process.samples:
             return
         changes = [(process.samples[0][0], "connecting"), *states_of(process), (process.samples[-1][0], "")]
-        for (began, state), (ended, _) in zip(changes, changes[1:], strict=False):
+        for (began, state), (ended, _) in itertools.pairwise(changes):
             x = self._x(began)
             width = max(0.8 if state != "coherent" else 0.0, self._x(ended) - x)
             self._parts.append(
@@ -142,7 +143,7 @@ class _Plot:
         last = process.samples[0] if process.samples else None
         for moment, sample in process.samples:
             assert last is not None
-            if moment - last[0] < max(1.0, self._length / 400):
+            if moment - last[0] < max(1.0, self._length / 400) or moment > self._history.quiet:
                 continue
             hits, misses = sample["hits"] - last[1]["hits"], sample["misses"] - last[1]["misses"]
             if hits + misses:
@@ -163,7 +164,9 @@ class _Plot:
         x = float(LEFT)
         self._histogram(x, top, width, "age bound of local reads, s", ages, bound * 1.1, mark=bound)
         x += width + 60
-        self._histogram(x, top, width, f"true staleness of the {len(stale):,} outdated reads, s", stale, bound * 1.1, mark=bound)
+        self._histogram(
+            x, top, width, f"true staleness of the {len(stale):,} outdated reads, s", stale, bound * 1.1, mark=bound
+        )
         x += width + 60
         delays = lags(history)
         longest = max(1.0, delays[int(0.999 * len(delays))]) if delays else 1.0
@@ -171,7 +174,15 @@ class _Plot:
         self._y += 170
 
     def _histogram(
-        self, x: float, top: float, width: float, title: str, values: Sequence[float], longest: float, *, mark: float | None
+        self,
+        x: float,
+        top: float,
+        width: float,
+        title: str,
+        values: Sequence[float],
+        longest: float,
+        *,
+        mark: float | None,
     ) -> None:
         bins, height = 44, 110
         counts = [0] * bins
@@ -191,7 +202,13 @@ class _Plot:
         self._text(x - 4, top + 32, f"{most:,}", "s f", anchor="end")
         self._text(x - 4, top + 43, "(log)", "s f", anchor="end")
         for part in (0.0, 0.5, 1.0):
-            self._text(x + width * part, base + 13, f"{longest * part:,.0f}" if longest > 10 else f"{longest * part:.2f}", "s f", anchor="middle")
+            self._text(
+                x + width * part,
+                base + 13,
+                f"{longest * part:,.0f}" if longest > 10 else f"{longest * part:.2f}",
+                "s f",
+                anchor="middle",
+            )
         if mark is not None:
             at = x + width * mark / longest
             self._line(at, top + 20, at, base, RED, 1.2)
@@ -204,9 +221,7 @@ class _Plot:
         return LEFT + INNER * min(1.0, max(0.0, part))
 
     def _text(self, x: float, y: float, text: str, kind: str, *, anchor: str = "start") -> None:
-        self._parts.append(
-            f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
-        )
+        self._parts.append(f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def _line(self, x1: float, y1: float, x2: float, y2: float, colour: str, width: float) -> None:
         self._parts.append(

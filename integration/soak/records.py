@@ -9,8 +9,8 @@ Times are seconds of CLOCK_MONOTONIC, which all processes of a machine share. A 
 * ``e``  an event of the cache;
 * ``s``  a sample of its counters, several times a second.
 
-The injector's file has a ``fault`` line per fault, a ``loss`` line per loss of data, a ``server`` line per server process
-that clients can reach and a ``history`` line per epoch that began.
+The injector's file has a ``fault`` line per fault, a ``loss`` line per loss of data, a ``server`` line per server
+process that clients can reach and a ``history`` line per epoch that began.
 """
 
 from __future__ import annotations

@@ -53,11 +53,10 @@ def recoveries(history: History, fault: Fault, until: float) -> list[Recovery]:
 
 def outer(history: History) -> list[tuple[Fault, float]]:
     """Return the faults that happened in no other one, with the moment at which the next one began."""
-    ordered = sorted(history.faults, key=lambda fault: fault.began)
-    alone = [
-        fault for fault in ordered
-        if not any(other is not fault and other.began <= fault.began and fault.ended <= other.ended for other in ordered)
-    ]  # fmt: skip
+    alone: list[Fault] = []
+    for fault in sorted(history.faults, key=lambda fault: fault.began):
+        if not alone or fault.began >= alone[-1].ended:
+            alone.append(fault)
     ends = [fault.began for fault in alone[1:]] + [history.quiet + CALM]
     return list(zip(alone, ends, strict=False))  # no fault, one end
 
@@ -87,8 +86,10 @@ def lags(history: History) -> list[float]:
 def make_report(history: History, findings: Findings, *, seed: str, shown: int = 10) -> str:
     """Return the report."""
     lines = [
-        f"Soak of {history.ended - history.began:.0f} s, seed {seed}: "
-        f"{len(findings.violations)} violations in {len(history.reads):,} reads and {len(history.writes):,} writes",
+        (
+            f"Soak of {history.ended - history.began:.0f} s, seed {seed}: "
+            f"{len(findings.violations)} violations in {len(history.reads):,} reads and {len(history.writes):,} writes"
+        ),
         "",
         *_violations(findings, shown),
         *_counts(history, findings),
@@ -120,15 +121,22 @@ def _counts(history: History, findings: Findings) -> list[str]:
     delays = lags(history)
     return [
         f"reads        {hit_rate(history):.1%} local; {failed:,} failed (Redis away)",
-        f"writes       {outcomes['ok']:,} ok, {outcomes['none']:,} with nothing to do, {outcomes[CONFLICT]:,} conflicts, "
-        f"{outcomes[REFUSED]:,} refused, {outcomes[AMBIGUOUS]:,} of unknown outcome",
+        (
+            f"writes       {outcomes['ok']:,} ok, {outcomes['none']:,} with nothing to do, "
+            f"{outcomes[CONFLICT]:,} conflicts, {outcomes[REFUSED]:,} refused, "
+            f"{outcomes[AMBIGUOUS]:,} of unknown outcome"
+        ),
         f"             {', '.join(f'{name} {number:,}' for name, number in kinds.most_common())}",
         f"cas          {checked['compare-and-set won']:,} won, {checked['compare-and-set lost']:,} lost",
-        f"instances    {len(history.processes)} processes, {sums.get('resyncs', 0):,} resyncs, "
-        f"{sums.get('replays', 0):,} messages replayed, {sums.get('flushes', 0):,} flushes, "
-        f"{sums.get('fills_refused', 0):,} fills refused, {sums.get('expirations', 0):,} entries expired",
-        f"messages     {sums.get('invalidations_received', 0):,} received, "
-        f"{sums.get('invalidations_applied', 0):,} concerned something here",
+        (
+            f"instances    {len(history.processes)} processes, {sums.get('resyncs', 0):,} resyncs, "
+            f"{sums.get('replays', 0):,} messages replayed, {sums.get('flushes', 0):,} flushes, "
+            f"{sums.get('fills_refused', 0):,} fills refused, {sums.get('expirations', 0):,} entries expired"
+        ),
+        (
+            f"messages     {sums.get('invalidations_received', 0):,} received, "
+            f"{sums.get('invalidations_applied', 0):,} concerned something here"
+        ),
         f"propagation  {_spread(delays, 'ms')}",
         f"in the end   {checked['entries in the end']} local entries compared with Redis",
         f"unjudged     {checked['reads of a value of unknown version']} reads of values of unknown version",
@@ -156,9 +164,12 @@ def _spread(values: Sequence[float], unit: str) -> str:
     if not values:
         return "none"
     names = ["p50", "p90", "p99", "p99.9", "worst"]
-    return ", ".join(
-        f"{name} {percentile(values, fraction):.3f}" for name, fraction in zip(names, PERCENTILES, strict=True)
-    ) + f" {unit}"
+    return (
+        ", ".join(
+            f"{name} {percentile(values, fraction):.3f}" for name, fraction in zip(names, PERCENTILES, strict=True)
+        )
+        + f" {unit}"
+    )
 
 
 def make_list(history: History) -> str:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from coherent_cache.core.local_tier import RemovalCause
-from coherent_cache.core.requests import ReadRequest
+from coherent_cache.core.requests import DeleteRequest, ReadRequest
 from coherent_cache.core.states import State
 from coherent_cache.errors import CacheUnavailable, VersionConflict
 from coherent_cache.wire import Kind, decode_message
@@ -27,6 +27,7 @@ WHO = st.integers(0, 1)
 PICK = st.integers(0, 3)
 TAGS = st.sampled_from([(), ("t1",), ("t1", "t2")])
 TTL = st.sampled_from([None, None, 1.5, 4.0])
+WRITE = st.sampled_from(["store", "delete", "touch", "update", "clear", "clear", "invalidate", "invalidate"])
 FAR = st.sampled_from(["started", "executed", "executed", "finished"])
 
 
@@ -105,7 +106,9 @@ class CoherenceMachine(RuleBasedStateMachine):
         self.doing = []
         self.late = []  # requests of operations that gave up, which a server may still execute
         for key in KEYS:
-            self.members[0].set(key, next(self.values))
+            value = next(self.values)
+            self.tags[value] = ("t1",)
+            self.members[0].set(key, value, tags=("t1",))
         self.world.settle()
         self.look()
 
@@ -179,7 +182,7 @@ class CoherenceMachine(RuleBasedStateMachine):
         self.tags[value] = tags
         self.start(self.members[who].store({key: value}, tags=tags, ttl=ttl), [key], far)
 
-    @rule(who=WHO, far=FAR, what=st.sampled_from(["store", "delete", "touch", "update", "clear", "invalidate"]))
+    @rule(who=WHO, far=FAR, what=WRITE)
     def write(self, who, far, what):
         member = self.members[who]
         match what:
@@ -392,20 +395,25 @@ class FailoverMachine(CoherenceMachine):
     def replicate(self):
         self.replica = self.world.server.replica(f"replica {next(self.replicas)}")
 
-    @rule(half_open=st.booleans())
-    def fail_over(self, half_open):
+    @rule(half_open=st.booleans(), writes=st.sampled_from([0, 1, "as many"]))
+    def fail_over(self, half_open, writes):
         """The replica takes over, without what it lacks; subscribers learn it at once, or not at all."""
-        self.old.append(self.world.server)
+        old, new = self.world.server, self.replica
+        self.old.append(old)
         if half_open:
-            self.world.server.silent = True
-            self.world.server.links.clear()
+            old.silent = True
+            old.links.clear()
             for member in self.members:
-                member.server = self.replica
-            self.world.server = self.replica
+                member.server = new
+            self.world.server = new
         else:
-            self.world.fail_over(self.replica)
-        self.replicate()
+            self.world.fail_over(new)
         self.look()
+        if writes == "as many":  # the numbers that the old one handed out are handed out again (A4)
+            writes = max(0, old.shards[0].seq - new.shards[0].seq)
+        for _ in range(min(writes, 5)):
+            new.execute([DeleteRequest(0, ("unknown",))])
+        self.replicate()
 
     @precondition(lambda self: self.old)
     @rule(who=WHO, key=KEY, which=PICK)

@@ -57,11 +57,23 @@ def rewritten(owner, attribute, changes):
         text = text.replace(old, new)
     module = sys.modules[function.__module__]
     namespace = {}
-    exec(compile(text, f"<mutation of {attribute}>", "exec", dont_inherit=True, flags=0x1000000), vars(module), namespace)
+    exec(
+        compile(text, f"<mutation of {attribute}>", "exec", dont_inherit=True, flags=0x1000000), vars(module), namespace
+    )
     return namespace[attribute]
 
 
 RELEASE_AND_TAKE = "self._lock.__exit__(None, None, None); self._lock.__enter__(); self.tier.insert(key, entry, now)"
+
+SENDING = "            replies = yield requests\n"
+REGISTERING = """\
+            for shard, chunk in chunks:
+                tokens.append((shard, shard.register([key for key, _ in chunk])))
+"""
+IGNORE_OWN = """\
+own = message.origin == self._origin and message.epoch == held.epoch
+        sound = held._move(message) if own else held.apply(message, now=now)"""
+EQUALITY = "(reply.epoch, reply.seq, reply.nonce) != (self.epoch, self.position, self.nonce)"
 
 MUTATIONS = [
     Mutation(
@@ -98,14 +110,7 @@ MUTATIONS = [
         (
             (
                 operations, "read",
-                (
-                    "            for shard, chunk in chunks:\n"
-                    "                tokens.append((shard, shard.register([key for key, _ in chunk])))\n"
-                    "            replies = yield requests\n",
-                    "            replies = yield requests\n"
-                    "            for shard, chunk in chunks:\n"
-                    "                tokens.append((shard, shard.register([key for key, _ in chunk])))\n",
-                ),
+                (REGISTERING + SENDING, SENDING + REGISTERING),
             ),
         ),
         "races", 200,
@@ -124,7 +129,7 @@ MUTATIONS = [
     ),
     Mutation(
         "clock_compare", "P4: a heartbeat compares the clock with what was applied (PING only)",
-        ((Shard, "prove", ("if not self.synced or (reply.epoch, reply.seq, reply.nonce) != (self.epoch, self.position, self.nonce):", "if not self.synced:")),),
+        ((Shard, "prove", (EQUALITY, "False")),),
         "network", 1000,
     ),
     Mutation(
@@ -177,11 +182,7 @@ MUTATIONS = [
         (
             (
                 Session, "message",
-                (
-                    "sound = held.apply(message, now=now)",
-                    "own = message.origin == self._origin and message.epoch == held.epoch\n"
-                    "        sound = held._move(message) if own else held.apply(message, now=now)",
-                ),
+                ("sound = held.apply(message, now=now)", IGNORE_OWN),
             ),
         ),
         "races", 2000,
@@ -238,23 +239,23 @@ MUTATIONS = [
 REDUNDANT = [
     Mutation(
         "epoch_of_messages",
-        "P9: another epoch in a message ends the history. Without this a message of a new epoch is taken for one of the "
-        "old: its seq begins at 1 again, so it is a step back (P6) and leads to a resync, which compares epochs; where it "
-        "is none (position 0) nothing is held that it could fail to evict. The rule only makes it faster.",
+        "P9: another epoch in a message ends the history. Without this a message of a new epoch is taken for one of "
+        "the old: its seq begins at 1 again, so it is a step back (P6) and leads to a resync, which compares epochs; "
+        "where it is none (position 0) nothing is held that it could fail to evict. The rule only makes it faster.",
         ((Shard, "apply", ("if message.epoch == self.epoch:", "if self.epoch is not None:")),), "server", 500,
     ),
     Mutation(
         "insert_in_doubt",
-        "P5: only a coherent shard inserts. Without this a value read while the stream is in doubt is served within the "
-        "old horizon, which is older than the value; the resync that ends the doubt flushes it, evicts it by the replay, "
-        "or drops it as above the proven position. The rule only keeps what would go anyway from coming in.",
+        "P5: only a coherent shard inserts. Without this a value read while the stream is in doubt is served within "
+        "the old horizon, which is older than the value; the resync that ends the doubt flushes it, evicts it by the "
+        "replay, or drops it as above the proven position. The rule only keeps out what would go anyway.",
         ((Shard, "_forbidden", ("self.state is not State.COHERENT or now > self.tier.valid_until", "False")),),
         None, 500,
     ),
     Mutation(
         "newer_entry",
-        "P7: an older value does not replace a newer entry. Whoever inserted the entry marked all tokens of its key that "
-        "were registered then, and a token registered later reads Redis later, so what it brings is not older.",
+        "P7: an older value does not replace a newer entry. Whoever inserted the entry marked all tokens of its key "
+        "that were registered then, and a token registered later reads Redis later: what it brings is not older.",
         ((Shard, "_refusal", ("held is not None and held.seq > seq", "False")),), "races", 500,
     ),
 ]  # fmt: skip

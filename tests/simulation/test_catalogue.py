@@ -6,7 +6,7 @@ import pytest
 
 from coherent_cache.testing.simulation import Violation, World, search, violation_of
 from tests.simulation.mutations import MUTATIONS
-from tests.simulation.trails import A, B, TRAILS, fault, get, put, trail
+from tests.simulation.trails import TRAILS, A, B, fault, get, put, trail
 
 RULES = {mutation.name: mutation for mutation in MUTATIONS}
 
@@ -78,7 +78,9 @@ def test_i6_half_open_link():
 def test_i7_writer_dies_between_write_and_publication():
     """The script publishes before it stores; the writer's death after sending changes nothing."""
     safe_only_with("publish_first", TRAILS["publish_first"])
-    killed = trail(put(0.5, B), get(0.9, A), put(1.2, B, delays=(0.0, 0.1, 0.1)), fault(1.25, B, "crash", 0.5), get(1.6, A))
+    killed = trail(
+        put(0.5, B), get(0.9, A), put(1.2, B, delays=(0.0, 0.1, 0.1)), fault(1.25, B, "crash", 0.5), get(1.6, A)
+    )
     world = play(killed)
     assert lines(world, "a", "get k1 #5: returns v2"), "it was written, and everybody knows"
 
@@ -91,9 +93,7 @@ def test_i7_a_write_that_dies_after_any_step_only_invalidates_too_much(step):
 def test_i8_redis_refuses_a_delete():
     """The error comes up, nothing local changes; a full memory refuses no delete at all."""
     misconf, full = (
-        trail(
-            put(0.5, B), get(0.9, A), fault(1.1, A, "refuse", 0.2, why), (1.2, A, "delete", (("k1",),)), get(1.3, A)
-        )
+        trail(put(0.5, B), get(0.9, A), fault(1.1, A, "refuse", 0.2, why), (1.2, A, "delete", (("k1",),)), get(1.3, A))
         for why in (0.6, 0.1)
     )
     world = play(misconf)
@@ -179,7 +179,8 @@ def test_i19_redis_loses_data_and_counts_again(what):
 
 def test_i20_a_forked_child_begins_anew():
     """Nothing is inherited: the child reads k1 for itself, and hears of b's write by its own connection."""
-    schedule = trail(put(0.5, B), get(0.9, A), fault(1.0, A, "fork"), *[get(1.2 + at / 50, A) for at in range(4)], put(1.5, B), *[get(1.6 + at / 50, A) for at in range(4)])  # fmt: skip
+    before, after = ([get(start + at / 50, A) for at in range(4)] for start in (1.2, 1.6))
+    schedule = trail(put(0.5, B), get(0.9, A), fault(1.0, A, "fork"), *before, put(1.5, B), *after)
     world = play(schedule)
     (child,) = [process for process in world.running() if process.name.startswith("a") and process.name != "a"]
     assert lines(world, child.name, "Resynced(shard=0, outcome='first'")
@@ -192,7 +193,8 @@ def test_i21_sixteen_readers_six_hot_keys_one_writer():
     """
     keys = tuple(f"k{number}" for number in range(1, 7))
     readers = [
-        get(1.0 + number / 200, A, keys[number % 6], delays=(0.0, 0.01, 0.001 * (number % 7 + 1))) for number in range(96)
+        get(1.0 + number / 200, A, keys[number % 6], delays=(0.0, 0.01, 0.001 * (number % 7 + 1)))
+        for number in range(96)
     ]
     writes = [put(1.0 + number / 40, B, keys[number % 6]) for number in range(24)]
     steps = sorted([put(0.5, B, *keys), *readers, *writes], key=lambda step: step[0])
@@ -203,7 +205,12 @@ def test_i21_sixteen_readers_six_hot_keys_one_writer():
 def test_a_crash_between_any_two_steps():
     """a is killed at each of many moments of a life with a fill, a write and messages under way."""
     for at in range(60):
-        life = [put(1.0, B), get(1.01, A, delays=(0.005, 0.01, 0.05)), put(1.03, A, delays=(0.005, 0.01, 0.05)), put(1.06, B)]
+        life = [
+            put(1.0, B),
+            get(1.01, A, delays=(0.005, 0.01, 0.05)),
+            put(1.03, A, delays=(0.005, 0.01, 0.05)),
+            put(1.06, B),
+        ]
         killed = fault(1.0 + at / 500, A, "crash", 0.1)
         steps = sorted([*life, killed], key=lambda step: step[0])
         assert violation_of(trail(*steps, get(1.4, A), get(1.5, B))) is None

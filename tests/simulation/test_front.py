@@ -7,7 +7,12 @@ import pytest
 from coherent_cache.cache import CoherentCache
 from coherent_cache.testing.simulation.calls import Call
 
-READS = {"tier": ("= self._shard.tier", "= shard.tier"), "horizon": (".valid_until",), "clock": ("clock()",), "look up": ("entries[key]", "entries.get(key)")}  # fmt: skip
+READS = {
+    "tier": ("= self._shard.tier", "= shard.tier"),
+    "horizon": (".valid_until",),
+    "clock": ("clock()",),
+    "look up": ("entries[key]", "entries.get(key)"),
+}
 
 
 @pytest.mark.parametrize("function", [CoherentCache.get, CoherentCache._local_entry])

@@ -3,6 +3,7 @@
 import runpy
 import sys
 from contextlib import contextmanager
+from random import Random
 
 import pytest
 
@@ -68,8 +69,6 @@ def test_an_error_of_the_core_is_a_violation(monkeypatch):
 
 
 def test_a_livelock_is_a_violation():
-    from random import Random
-
     loop = Loop(Random(0))
 
     def again():

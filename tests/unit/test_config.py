@@ -35,7 +35,7 @@ RANGES = {
     "timeout": ([0.01, 2, 600], [0, 0.009, 601, None, "2", True]),
     "max_connections": ([1, 100_000], [0, 100_001, 1.0, None, True]),
     "log_length": ([2000, 10**7], [0, 10**7 + 1, 1e4, None, True]),
-    "replay_limit": ([0, 1, 10_000], [-1, 10_001, 1.0, None, True]),
+    "replay_limit": ([0, 1, 10_000], [-1, 60_001, 1.0, None, True]),
 }
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 SECONDS = ["ttl", "local_ttl", "heartbeat", "max_staleness", "stale_limit", "timeout"]
@@ -97,7 +97,7 @@ def test_durations_are_plain_numbers_of_any_size(option, value):
         ("on_foreign", "x", "one of 'raise', 'miss'"),
         ("namespace", "a b", "1 to 64 of the characters A-Z a-z 0-9 _ . -"),
         ("local_enabled", 1, "True or False"),
-        ("replay_limit", 10_001, "an integer from 0 to 10,000"),
+        ("replay_limit", 60_001, "an integer from 0 to 60,000"),
     ],
 )
 def test_an_error_names_the_allowed_range(option, value, says):

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count, islice
 
 from coherent_cache.testing.simulation.report import timeline
@@ -75,10 +75,8 @@ def _run(args: argparse.Namespace) -> Failure | None:
 
         seeds = islice(count(args.seed), args.count) if args.count else count(args.seed)
         failure = None
-        try:
+        with suppress(OutOfTime):
             failure = search(seeds, profile=args.profile, on_progress=on_progress)
-        except OutOfTime:
-            pass
     passed = time.monotonic() - started
     if failure is None:
         print(f"{done} schedules from seed {args.seed} in {passed:.0f} s: no violation")  # noqa: T201

@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from coherent_cache.core import operations
-from coherent_cache.core.local_tier import Entry, LocalTier, RemovalCause
+from coherent_cache.core.entries import Entry, RemovalCause
+from coherent_cache.core.local_tier import LocalTier
 from coherent_cache.core.operations import MISSING
 from coherent_cache.core.requests import (
     Condition,
@@ -70,6 +71,7 @@ class Call:
         self.reads: Sequence[str] = ()
         self._generator: Operation[Any] | None = None
         self._exchange: Exchange | None = None
+        self._running = False
         self._turn = 0
         self._tier: LocalTier | None = None
         self._valid_until = 0.0
@@ -163,6 +165,7 @@ class Call:
 
     def _advance(self, go_on: Callable[[], Sequence[Request]]) -> None:
         """Let the operation go on to its next request or its end."""
+        self._running = True
         try:
             requests = go_on()
         except StopIteration as stop:
@@ -184,6 +187,8 @@ class Call:
         else:
             loop = self.process.loop
             loop.at(loop.now + self._delay(), self.process, self._send, requests)
+        finally:
+            self._running = False
 
     def _send(self, requests: Sequence[Request]) -> None:
         if self._generator is None:
@@ -256,7 +261,7 @@ class Call:
 
     def cancel(self) -> None:
         """Cancel it: an exception comes up where it waits."""
-        if self._exchange is not None and self._generator is not None and not self._generator.gi_running:
+        if self._exchange is not None and self._generator is not None and not self._running:
             self._exchange.abandon()
             self._advance(partial(self._generator.throw, Cancelled()))
 

@@ -13,10 +13,10 @@ its values may go back (once).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from coherent_cache.core import operations
-from coherent_cache.core.local_tier import Entry
+from coherent_cache.core.entries import Entry
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.states import State
 from coherent_cache.testing.simulation.loop import Violation
@@ -40,9 +40,7 @@ def number_of(value: Any) -> int:
 
 def check_process(process: Process) -> None:
     """Check everything that a process holds."""
-    world = process.world
     local = process.local()
-    of_value, floors = world.history.of_value, process.floors
     for shard in process.core.shards:
         tier = shard.tier
         entries = tier.entries
@@ -56,25 +54,47 @@ def check_process(process: Process) -> None:
                 raise Violation("local tier", f"{process.name}: {error}") from error
         if not entries:
             continue
-        horizon = process.to_global(tier.horizon)
-        servable = tier.valid_until >= local
-        watched = _watched(process, shard)
+        held = _Held(
+            process, shard, process.to_global(tier.horizon), tier.valid_until >= local, _watched(process, shard)
+        )
         for key, entry in entries.items():
-            if local >= entry.expires_at:
-                continue
-            value = process.number_of(entry)
-            change = of_value.get(value)
-            if change is None:
-                raise Violation("contract 5", f"{process.name} holds {key}=v{value}, which no Redis stored")
-            if change.end + EPSILON < horizon:
-                text = f"{process.name} holds {key}=v{value}@{entry.seq}, current until {change.end:.4f} only, with the"
-                raise Violation("I2", f"{text} horizon at {horizon:.4f}")
-            if servable and change.index < floors.get(key, 0) and index not in process.exempt:
+            if local < entry.expires_at:
+                held.check(key, entry)
+
+
+class _Held(NamedTuple):
+    """What is known about all entries of a shard while they are checked.
+
+    Attributes:
+        process: the process.
+        shard: the shard.
+        horizon: its horizon in virtual time.
+        servable: whether a hit would be served now.
+        watched: whether I1 can be checked.
+    """
+
+    process: Process
+    shard: Shard
+    horizon: float
+    servable: bool
+    watched: bool
+
+    def check(self, key: str, entry: Entry) -> None:
+        process, index = self.process, self.shard.index
+        value = process.number_of(entry)
+        change = process.world.history.of_value.get(value)
+        if change is None:
+            raise Violation("contract 5", f"{process.name} holds {key}=v{value}, which no Redis stored")
+        if change.end + EPSILON < self.horizon:
+            text = f"{process.name} holds {key}=v{value}@{entry.seq}, current until {change.end:.4f} only, with the"
+            raise Violation("I2", f"{text} horizon at {self.horizon:.4f}")
+        if self.servable and index not in process.exempt:
+            if change.index < process.floors.get(key, 0):
                 raise Violation("contract 1", f"{process.name} would serve {key}=v{value}, older than it has seen")
-            if servable and change.tags and index not in process.exempt:
+            if change.tags:
                 _check_tags(process, change, index, process.tag_floors)
-            if watched:
-                _check_message_comes(process, shard, key, entry)
+        if self.watched:
+            _check_message_comes(process, self.shard, key, entry)
 
 
 def _watched(process: Process, shard: Shard) -> bool:

@@ -248,7 +248,7 @@ class Pool:
 class Exchange:
     """One round trip on a command connection: executed 0 or 1 times, now or later, whatever the caller learns."""
 
-    __slots__ = ("_connection", "_deadline", "_delays", "_done", "_loop", "_over", "_owner", "_pool", "_work", "sent_at", "writes")  # fmt: skip
+    __slots__ = ("_connection", "_deadline", "_delays", "_done", "_loop", "_over", "_owner", "_pool", "_work", "writes")
 
     def __init__(
         self,

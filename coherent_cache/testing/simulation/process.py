@@ -7,8 +7,8 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from coherent_cache.config import Settings
+from coherent_cache.core.entries import Entry
 from coherent_cache.core.instance import Instance
-from coherent_cache.core.local_tier import Entry
 from coherent_cache.events import Event, Resynced
 from coherent_cache.serializers import make_codec
 from coherent_cache.testing.simulation.checks import check_process, number_of
@@ -100,7 +100,7 @@ class Process:
             emit=self._on_event,
         )
         if world.trace is not None:
-            self.core.set_trace(True)  # noqa: FBT003
+            self.core.set_trace(True)
         self.pool = Pool(self._route_commands)
         self.subscriber = SubscriberThread(self, rng, marks=marks, buffer_limit=buffer_limit)
 

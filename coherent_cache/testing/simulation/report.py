@@ -21,11 +21,12 @@ def timeline(world: World, violation: Violation | None) -> str:
     """
     schedule = world.schedule
     columns: dict[str, int] = {}
-    lines = [
+    head = (
         f"seed {schedule.seed}: {len(schedule.steps)} steps, {schedule.processes} processes, "
         f"{schedule.shards} shards, preempt {schedule.preempt_chance}, drift {schedule.drift}, "
-        f"log {schedule.log_length}, replay {schedule.replay_limit}",
-    ]
+        f"log {schedule.log_length}, replay {schedule.replay_limit}"
+    )
+    lines = [head]
     for at, who, text in world.trace or ():
         column = columns.setdefault(who, len(columns))
         lines.append(f"{at:9.4f}  {' ' * (_INDENT * column)}{who:<3} {text}")

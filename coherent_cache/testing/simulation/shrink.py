@@ -52,7 +52,7 @@ class _Shrinker:
             {"shards": 1}, {"buffer_limit": 1000}, {"max_entries": 10}, {"on_disconnect": "bypass"},
             {"log_length": 1000, "replay_limit": 100}, {"settle": False},
         ):  # fmt: skip
-            self.accept(replace(self.best, **change))  # type: ignore[arg-type]  # each change is of its field's type
+            self.accept(replace(self.best, **change))
         while self.best.processes > 1:
             steps = self.best.steps
             if any(step.slot == self.best.processes - 1 for step in steps):

@@ -118,8 +118,10 @@ class SubscriberThread:
         now = process.local()
         batch = len(link.arrived)
         ended = link.ended
+        plain = True
         for _ in range(batch):
             link.current = item = link.arrived.popleft()
+            plain = plain and item.kind == "message"
             if item.kind == "message":
                 session.message(item.shard, item.data, now)
             elif item.kind == "confirmed":
@@ -131,7 +133,7 @@ class SubscriberThread:
         if ended and not batch:
             self._end("closed by the server")
             return
-        if batch and now < self._next_tick and not session.outgoing:
+        if batch and plain and now < self._next_tick and not session.outgoing:
             self._finish()
             return
         session.tick(process.local())

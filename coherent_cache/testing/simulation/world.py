@@ -11,21 +11,16 @@ from typing import Any, Final
 from coherent_cache.config import Settings
 from coherent_cache.keys import shard_of
 from coherent_cache.testing.simulation.calls import OPERATIONS, Call
-from coherent_cache.testing.simulation.checks import check_quiet, number_of
+from coherent_cache.testing.simulation.checks import number_of
 from coherent_cache.testing.simulation.faults import FAULTS
 from coherent_cache.testing.simulation.history import History
 from coherent_cache.testing.simulation.loop import Loop, Violation
 from coherent_cache.testing.simulation.network import LOST, Weather
 from coherent_cache.testing.simulation.process import CODEC, Process
+from coherent_cache.testing.simulation.rest import settle
 from coherent_cache.testing.simulation.schedule import HEARTBEAT, MAX_STALENESS, TIMEOUT, Schedule, Step
 from coherent_cache.testing.simulation.server import Server, ShardData, Stored
 from coherent_cache.wire import PREFIX_BYTES, decode_envelope
-
-PATIENCE: Final = 30.0
-"""Seconds after which everything must have come to rest."""
-
-TICK: Final = 0.25
-"""Seconds between two looks whether everything has come to rest."""
 
 SERVER_EPOCH: Final = 1_700_000_000.0
 """Roughly what the servers' clock shows at virtual time 0."""
@@ -49,7 +44,10 @@ class World:
         replica: the server that would take over.
         deposed: servers that were primary, and when they ceased to be.
         zombie: the latest primary that was deposed and goes on as if nothing had happened; None if there is none.
+        half_run: whether a write has died half-way.
+        reviving: processes that are dead and about to be replaced.
         trace: lines of the timeline; None if nobody wants them.
+        server_offset: the servers' clock at virtual time 0.
         keys_by_shard: the schedule's keys, by shard.
     """
 
@@ -84,7 +82,7 @@ class World:
         self._values = count(1)
         self._entropies = count(1)
         self._numbers: dict[bytes, int] = {}
-        self._server_offset = SERVER_EPOCH + rng.uniform(-1e5, 1e5)
+        self.server_offset = SERVER_EPOCH + rng.uniform(-1e5, 1e5)
         self._run_ids = map("R{}".format, count(1))
         self.deposed: dict[Server, float] = {}
         self._followers: list[Server] = []
@@ -95,8 +93,8 @@ class World:
         self.replica.refuse = "READONLY"
         self._slots: list[list[Process]] = [[] for _ in range(schedule.processes)]
         self._births = count(1)
-        self._half_run = False
-        self._reviving = 0
+        self.half_run = False
+        self.reviving = 0
         for slot in range(schedule.processes):
             self._new_process(slot, chr(ord("a") + slot))
 
@@ -115,7 +113,7 @@ class World:
         try:
             loop.run_until(end)
             if self.schedule.settle:
-                self._settle()
+                settle(self)
         except Violation:
             raise
         except Exception as error:
@@ -131,83 +129,11 @@ class World:
                 FAULTS[step.action](self, process, *(*step.args, "", 0.0, 0.0, 0.0)[: max(4, len(step.args))])
         elif process is not None:
             assert step.action in OPERATIONS or step.action in ("get", "clear_local", "evict"), step
-            self.loop.at(self.loop.now, process, self._call, process, step)
+            self.loop.at(self.loop.now, process, self.call, process, step)
 
-    def _call(self, process: Process, step: Step) -> None:
+    def call(self, process: Process, step: Step) -> None:
+        """Call an operation in a process."""
         Call(process, step).begin()
-
-    def _settle(self) -> None:
-        """End all faults, let everything come to rest, and check what must hold then (contract 3)."""
-        self.note("-", "all faults end")
-        loop = self.loop
-        loop.preempt_chance = 0.0
-        self.weather.slow = 0.0
-        for server in (self.primary, self.replica):
-            if server is not None:
-                server.abort_after = None
-                server.refuse = "READONLY" if server is self.replica else ""
-        for process in self.running():
-            process.misrouted_until = 0.0
-            link = process.subscriber.link
-            if link is not None:
-                link.drop = 0
-            # Servers that are not in office are gone at last.
-            for connection in process.pool.all:
-                if connection.server in self.deposed or connection.server is self.replica:
-                    connection.cut = connection.noticed = True
-            process.pool.forget()
-        deadline = loop.now + PATIENCE
-        quiet_since = loop.now
-        while not self._is_settled(quiet_since):
-            if loop.now > deadline:
-                raise Violation("contract 3", f"nothing settles within {PATIENCE:g} s")
-            if loop.flying or any(process.calls for process in self.running()):
-                quiet_since = loop.now + TICK
-            loop.run_until(loop.now + TICK)
-        self.note("-", "all is quiet")
-        check_quiet(self)
-        primary = self.primary
-        assert primary is not None
-        keys = tuple(key for key in self.schedule.keys if self._is_readable(primary, key))
-        if keys:
-            for process in self.running():
-                process.pool.forget()
-                loop.at(loop.now, process, self._call, process, Step(loop.now, process.slot, "read", (keys,)))
-            loop.run_until(loop.now + 0.05)
-            check_quiet(self)
-            self._check_held(primary, keys)
-
-    def _is_readable(self, server: Server, key: str) -> bool:
-        data = server.data[self.shard_of(key)]
-        stored = data.values.get(key)
-        return key not in data.gone and (stored is None or stored.envelope)
-
-    def _is_settled(self, quiet_since: float) -> bool:
-        if self.primary is None or self.loop.flying or self._reviving:
-            return False
-        for process in self.running():
-            if process.calls or process.paused_until > self.loop.now or not process.subscriber.settled:
-                return False
-            link = process.subscriber.link
-            if link is None or link.server is not self.primary:
-                return False
-            for shard in process.core.shards:
-                if not shard.synced or process.to_global(shard.tier.horizon) < quiet_since:
-                    return False
-        return True
-
-    def _check_held(self, primary: Server, keys: Sequence[str]) -> None:
-        """Check that what was just read is served locally from now on."""
-        # A clear that died half-way has raised the floor here and not in Redis: nothing below it is kept.
-        if self.schedule.max_entries < len(keys) * self.schedule.shards or self._half_run:
-            return
-        for process in self.running():
-            for key in keys:
-                live = primary.live(self.shard_of(key), key)
-                entry = process.core.shard_of(key.encode()).tier.entries.get(key)
-                soon = live is not None and 0 < live.expires_ms / 1000 - self._server_offset < self.loop.now + 0.1
-                if live is not None and not soon and (entry is None or entry.seq != live.seq):
-                    raise Violation("contract 3", f"{process.name} does not keep {key}@{live.seq}, which it just read")
 
     # -- what its parts ask ----------------------------------------------------------------------------------------
 
@@ -266,11 +192,11 @@ class World:
 
     def replace(self, process: Process, after: float) -> None:
         """Start another process in the place of a dead one, after some seconds."""
-        self._reviving += 1
+        self.reviving += 1
         self.loop.at(self.loop.now + after, None, self._revive, process)
 
     def _revive(self, process: Process) -> None:
-        self._reviving -= 1
+        self.reviving -= 1
         self._new_process(process.slot, f"{process.name[0]}{next(self._births)}")
 
     def fork(self, process: Process) -> None:
@@ -297,7 +223,7 @@ class World:
         return server
 
     def _server_clock(self) -> float:
-        return self._server_offset + self.loop.now
+        return self.server_offset + self.loop.now
 
     def _on_changed(self, server: Server, shard: int, keys: Sequence[str] | None) -> None:
         self.look(server, shard, self.keys_by_shard[shard] if keys is None else keys)
@@ -306,7 +232,7 @@ class World:
 
     def _on_half_run(self, server: Server, shard: int, published: bool) -> None:  # noqa: FBT001
         """Note that a write died half-way; if it was not published, only a heartbeat can find that."""
-        self._half_run = True
+        self.half_run = True
         if published:
             return
         for process in self.running():
@@ -322,7 +248,7 @@ class World:
                 continue
             live = server.live(shard, key)
             if server is self.primary:
-                expires = live.expires_ms / 1000 - self._server_offset if live is not None and live.expires_ms else inf
+                expires = live.expires_ms / 1000 - self.server_offset if live is not None and live.expires_ms else inf
                 number, tags = (None, ()) if live is None else (self.number_of(live), live.tags)
                 history.record(key, number, now, expires, tags)
             elif live is not None:
@@ -341,13 +267,10 @@ class World:
         for server in (self.replica, *self._followers):
             if server is self.primary:
                 continue
-            before = [(data.epoch, data.seq) for data in server.data]
-            server.data = [data.copy() for data in self.primary.data]
-            for shard, ((epoch, seq), data) in enumerate(zip(before, server.data, strict=True)):
-                if epoch != data.epoch:
-                    continue
-                for at, message in data.log:
-                    if at > seq:
+            before, server.data = server.data, [data.copy() for data in self.primary.data]
+            for shard, (old, new) in enumerate(zip(before, server.data, strict=True)):
+                if old.epoch == new.epoch and (self.schedule.forwards_always or _continues(old, new)):
+                    for message in [message for at, message in new.log if at > old.seq]:
                         for link in tuple(server.links):
                             link.push("message", shard, message)
 
@@ -405,3 +328,10 @@ class World:
                 link.cut(LOST if notice > 0.85 else notice)
             if pools:
                 process.pool.cut_all(server, noticed=notice < 0.5)
+
+
+def _continues(old: ShardData, new: ShardData) -> bool:
+    """Tell whether a replica can go on from where it is: else it takes a copy of everything."""
+    if old.seq == 0 or (old.seq, old.nonce) == (new.seq, new.nonce):
+        return True
+    return any(at == old.seq and old.nonce in message for at, message in new.log)

@@ -280,6 +280,8 @@ class CoherentCache:
                     found[key] = decode(entry.value)
                 else:
                     missing.append(key)
+        elif not self._settings.local_enabled:
+            missing = wanted
         else:
             for key in wanted:
                 entry = self._local_entry(key)
@@ -338,7 +340,11 @@ class CoherentCache:
             check_key(key)
         versions = self._runtime.run(
             operations.store(
-                self._runtime.instance, {key: value}, ttl=self._ttl(ttl), tags=tags, condition=_condition(if_version)
+                self._runtime.instance,
+                {key: value},
+                ttl=self._settings.ttl if ttl is DEFAULT else self._ttl(ttl),
+                tags=tags,
+                condition=None if if_version is None else _condition(if_version),
             )
         )
         return versions[key]
@@ -608,10 +614,11 @@ def _several(keys: Iterable[str]) -> list[str]:
     """Return keys once each, in their order."""
     if isinstance(keys, str | bytes):
         raise ConfigError("keys", f"must be a collection of str, not one {type(keys).__name__}: write [{keys!r}]")
-    try:
-        keys = list(keys)
-    except TypeError:
-        raise ConfigError("keys", f"must be a collection of str, not {type(keys).__name__}") from None
+    if not isinstance(keys, list | tuple):
+        try:
+            keys = list(keys)
+        except TypeError:
+            raise ConfigError("keys", f"must be a collection of str, not {type(keys).__name__}") from None
     try:
         return list(dict.fromkeys(keys))
     except TypeError:

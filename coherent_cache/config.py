@@ -40,7 +40,7 @@ DEFAULT_LOG_LENGTH: Final = 10_000
 """Invalidations that a shard's log keeps for replay (P6); about 150 bytes each for short keys."""
 
 DEFAULT_REPLAY_LIMIT: Final = 2_000
-"""Missed invalidations up to which a resync replays the log, as far as it reaches; more, and a flush is cheaper (P6)."""
+"""Missed invalidations up to which a resync replays the log, as far as it reaches; beyond, a flush is cheaper (P6)."""
 
 HEARTBEATS_PER_BOUND: Final = 3
 """``max_staleness`` must span at least this many heartbeats, so that one lost beat does not end service (P4)."""

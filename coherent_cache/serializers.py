@@ -374,11 +374,11 @@ def _damaged(name: str, error: BaseException) -> SerializationError:
 
 
 def _msgpack_dumps(value: Any) -> bytes:
-    # packb makes a Packer per call: one Packer must not be used by two threads at once.
+    # A Packer per call, as packb makes one: one Packer must not be used by two threads at once.
     error: BaseException
     try:
         marks = type(value) not in IMMUTABLE_SCALARS and _has_marks(value, 0)
-        packed: bytes = msgpack.packb(value, strict_types=True, use_bin_type=True, default=_pack_other)
+        packed: bytes = msgpack.Packer(strict_types=True, use_bin_type=True, default=_pack_other).pack(value)
         return _MARKED + packed if marks else packed
     except Exception as caught:  # noqa: BLE001 - a cache must not raise what its caller cannot know of
         error = caught

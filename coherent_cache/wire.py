@@ -38,6 +38,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -63,8 +64,12 @@ _EPOCH_HEAD: Final = bytes((0xC4, EPOCH_BYTES))
 _STR16: Final = bytes((0xA0 | _DIGITS,))
 _UINT8: Final = 0xCC
 _LAYOUT: Final = (_START, _UINT8, _UINT8, _EPOCH_HEAD, _STR16, _STR16)
-_MAX_SEQ_TEXT: Final = b"%016d" % MAX_SEQ
-_MARKS_NO_TAGS: Final = _STR16 + _STR16 + b"\x90"
+_STR16_BYTE: Final = _STR16[0]
+_NO_TAGS_BYTE: Final = 0x90
+_COMMON: Final = struct.Struct(f">{PREFIX_BYTES}s{EPOCH_BYTES}sB{_DIGITS}sB{_DIGITS}sBBH")
+"""The header of an envelope without tags, the form of its payload, and the two bytes after that."""
+
+_NO_TAGS: Final = b"\x90"
 _STR8: Final = 0xD9
 _BIN_FORMS: Final = {0xC4: (1, 0), 0xC5: (2, 0x100), 0xC6: (4, 0x1_0000)}
 """Bytes that a payload's length has, and the least length written so: one envelope has one spelling."""
@@ -154,6 +159,8 @@ def envelope_prefix(digest: bytes, codec: int) -> bytes:
 
 def encode_content(tags: tuple[str, ...], payload: bytes) -> bytes:
     """Encode what follows the expiry in an envelope: tags and payload."""
+    if not tags:
+        return b"".join((_NO_TAGS, _bin_head(len(payload)), payload))
     parts = [_array_head(len(tags))]
     for tag in tags:
         encoded = tag.encode("utf-8")
@@ -178,16 +185,23 @@ def decode_envelope(data: bytes, prefix: bytes) -> Envelope:
         UnknownFormat: an envelope of a format that this release does not know.
         WireError: not an envelope, a damaged one, or another key's.
     """
-    # The common case first, by few comparisons: the expected codec, no tags, a payload below 64 KiB. Whatever differs
-    # from it in anything is judged field by field.
-    if data[:19] == prefix and data[35:70:17] == _MARKS_NO_TAGS:
-        seq, expires = data[36:52], data[53:69]
-        if seq.isdigit() and expires.isdigit() and b"0000000000000000" < seq <= _MAX_SEQ_TEXT:
-            size = len(data)
-            if size > 328 and data[70] == 0xC5 and size == 73 + (data[71] << 8 | data[72]):
-                return data[19:35], int(seq), int(expires), prefix[16], (), data[73:]
-            if size > 71 and data[70] == 0xC4 and size == 72 + data[71]:
-                return data[19:35], int(seq), int(expires), prefix[16], (), data[72:]
+    # The common case first, by few comparisons: the expected codec, no tags, a payload of 1 byte to 64 KiB. Whatever
+    # differs from it in anything is judged field by field.
+    size = len(data)
+    if size > _COMMON.size:
+        start, epoch, mark, seq_text, expires_mark, expires, tags, form, length = _COMMON.unpack_from(data)
+        if (
+            start == prefix
+            and mark == expires_mark == _STR16_BYTE
+            and tags == _NO_TAGS_BYTE
+            and seq_text.isdigit()
+            and expires.isdigit()
+            and 0 < (seq := int(seq_text)) <= MAX_SEQ
+        ):
+            if form == 0xC5 and size == 73 + length and length > 0xFF:
+                return epoch, seq, int(expires), prefix[16], (), data[73:]
+            if form == 0xC4 and size == 72 + (length >> 8):
+                return epoch, seq, int(expires), prefix[16], (), data[72:]
     return _decode_envelope(data, prefix)
 
 
@@ -221,7 +235,11 @@ def _decode_envelope(data: bytes, prefix: bytes) -> Envelope:
 def encode_message_ends(kind: Kind, origin: str, names: tuple[str, ...]) -> tuple[bytes, bytes]:
     """Encode what precedes and follows epoch, seq, nonce and time in a message; a script writes these four."""
     head = _MESSAGE_FORMAT_BYTE + bytes((0x98, kind))
-    return head, msgpack.packb(origin) + msgpack.packb(names)
+    return head, _packed(origin) + msgpack.Packer().pack(names)
+
+
+_packed: Final = lru_cache(maxsize=64)(msgpack.packb)
+"""Packs what comes again and again: origins."""
 
 
 def encode_message(message: Message) -> bytes:

@@ -315,7 +315,7 @@ def watch(
     keys: list[str],
     folder: str,
 ) -> dict[str, Any]:
-    """Read some keys again and again, taking notes, until the file ``stop`` is there; and twice more when it is quiet."""
+    """Read some keys again and again, taking notes, until the file ``stop`` is there; twice more then."""
     stop = Path(folder) / "stop"
     with CoherentCache(url, **options) as cache:
         assert cache.wait_ready(QUIET)

@@ -255,7 +255,7 @@ class TestFillsUnderWay:
 
         def executed():
             with redis_server.client() as plain:
-                return plain.info("commandstats")["cmdstat_exec"]["calls"]
+                return plain.info("commandstats").get("cmdstat_exec", {"calls": 0})["calls"]
 
         yield start
         proxy.heal()
@@ -317,7 +317,8 @@ class TestHeartbeat:
         coherent(cache)
         began = time.monotonic()
         wait_for_beats(cache, 10)
-        assert 9 * HEARTBEAT < time.monotonic() - began + HEARTBEAT
+        # Not faster; and far from max_staleness / 4, at which a late answer is noticed.
+        assert 8 * HEARTBEAT < time.monotonic() - began < 10.0
 
     @both_transports
     def test_it_is_ready_at_once(self, redis_server, namespace, query):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from math import inf
-from typing import Any
+from typing import Any, Final
 
 ENTRY_OVERHEAD_BYTES = 480
 """What an entry costs beside its key and value, in bytes.
@@ -47,6 +47,9 @@ class TierCounts:
         self.removed = dict.fromkeys(RemovalCause, 0)
 
 
+_NEVER: Final = -inf
+
+
 class Entry:
     """One value held locally. It belongs to one insertion: never insert the same object twice.
 
@@ -73,8 +76,10 @@ class Entry:
         tags: tuple[str, ...] = (),
     ) -> None:
         self.value = value
-        self.deadline = expires_at if shared else -inf
-        self.coded_deadline = -inf if shared else expires_at
+        if shared:
+            self.deadline, self.coded_deadline = expires_at, _NEVER
+        else:
+            self.deadline, self.coded_deadline = _NEVER, expires_at
         self.seq = seq
         self.size = size
         self.tags = tags

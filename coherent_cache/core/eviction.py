@@ -27,6 +27,11 @@ class Policy:
         self._entries = entries
         self._rng = rng
 
+    @property
+    def takes_note(self) -> bool:
+        """Whether insertions must be reported one by one."""
+        return self._candidates is not None
+
     def rank(self, entry: Entry) -> int:
         """Return the rank, which may only grow while the entry lives."""
         return entry.birth
@@ -98,6 +103,7 @@ class LfuPolicy(Policy):
     """The entry with the fewest uses, of several the least recently used one. Frequencies do not age."""
 
     name = "lfu"
+    takes_note = True
 
     def admit(self, entry: Entry, stamp: int, replaced: Entry | None) -> Entry:
         """Return a ``CountedEntry`` with one use more than the entry that it replaces."""

@@ -11,14 +11,14 @@ from typing import Any, Final
 from coherent_cache.config import Settings
 from coherent_cache.core.entries import ENTRY_OVERHEAD_BYTES, Entry, RemovalCause, TierCounts
 from coherent_cache.core.local_tier import LocalTier
-from coherent_cache.core.shard import Shard
+from coherent_cache.core.shard import RemoteShard, Shard
 from coherent_cache.core.states import State, worst
 from coherent_cache.core.stats import CacheStats, Counters
 from coherent_cache.errors import ForeignValue
 from coherent_cache.events import Event, ForeignValueSeen
 from coherent_cache.keys import check_key, key_digest, shard_of
 from coherent_cache.serializers import IMMUTABLE_SCALARS, Codec, is_immutable
-from coherent_cache.wire import Envelope, WireError, decode_envelope, envelope_prefix
+from coherent_cache.wire import envelope_prefix
 
 KeyFacts = tuple[bytes, bytes]
 """A user key in UTF-8, and the prefix of its envelopes in this instance's codec."""
@@ -68,7 +68,7 @@ class Instance:
         self._share_all = not settings.copy_values
         self.facts = lru_cache(maxsize=CACHED_KEYS)(self._facts)
         self.shards = tuple(
-            Shard(
+            (Shard if settings.local_enabled else RemoteShard)(
                 index,
                 self._make_tier(index, rng),
                 max_staleness=settings.max_staleness,
@@ -98,18 +98,6 @@ class Instance:
     def shard_of(self, key: bytes) -> Shard:
         """Shard of a key given in UTF-8."""
         return self.shards[shard_of(key, len(self.shards))]
-
-    def open_envelope(self, key: str, prefix: bytes, data: bytes) -> Envelope | None:
-        """Decode what Redis holds for a key; None for foreign or damaged bytes if ``on_foreign="miss"``.
-
-        Raises:
-            ForeignValue: foreign or damaged bytes, and ``on_foreign="raise"``.
-        """
-        try:
-            return decode_envelope(data, prefix)
-        except WireError as error:
-            self.foreign(key, str(error))
-            return None
 
     def foreign(self, key: str, reason: str) -> None:
         """Report a foreign value; return None if ``on_foreign="miss"``.

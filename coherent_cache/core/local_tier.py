@@ -29,7 +29,7 @@ then counts are approximate and so is the order of eviction, nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import inf
 from random import Random
 
@@ -131,6 +131,36 @@ class LocalTier:
                 self._tagged.setdefault(tag, set()).add(key)
         self.entries[key] = entry
         self._chooser.on_insert(key, entry)
+        return True
+
+    def insert_new(self, items: Sequence[tuple[str, int, Entry | None]]) -> bool:
+        """Store the entries of a bulk read in one go, at a third of the cost, if none needs room or replaces another.
+
+        Requires holding the shard's lock.
+
+        Returns:
+            False if one does, or the policy takes note of each: nothing was stored, use :meth:`insert`.
+        """
+        entries = self.entries
+        if (
+            self.max_bytes is not None
+            or self._chooser.takes_note
+            or len(entries) + len(items) > self.max_entries
+            or not entries.keys().isdisjoint([item[0] for item in items])
+        ):
+            return False
+        births, size, tagged = self.births, self.bytes, self._tagged
+        for key, _, entry in items:
+            if entry is not None:
+                births += 1
+                entry.birth = births
+                self.ticks = entry.used = self.ticks + 1  # readers count here too
+                size += entry.size
+                for tag in entry.tags:
+                    tagged.setdefault(tag, set()).add(key)
+                entries[key] = entry
+        self.counts.inserts += births - self.births
+        self.births, self.bytes = births, size
         return True
 
     def _make_room(self, key: str, entry: Entry, replaced: Entry | None, now: float) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from math import inf
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -42,9 +43,9 @@ from coherent_cache.errors import (
     VersionConflict,
 )
 from coherent_cache.keys import check_key, check_tags, shard_of
-from coherent_cache.serializers import Codec
+from coherent_cache.serializers import CODE_CUSTOM, Codec
 from coherent_cache.versions import Version
-from coherent_cache.wire import Kind, encode_content
+from coherent_cache.wire import Kind, WireError, decode_envelope, encode_content
 
 
 class Missing:
@@ -164,44 +165,47 @@ def _take(
         tagged: keys whose tags must be judged before anything can be said are added to it.
     """
     items: list[tuple[str, int, Entry | None]] = []
-    epoch, floor, sent_at, now_ms, tag_floors = reply.epoch, reply.floor, reply.sent_at, reply.now_ms, reply.tag_floors
+    epoch, clock, floor, sent_at, now_ms = reply.epoch, reply.seq, reply.floor, reply.sent_at, reply.now_ms
     keep, codec, local_ttl = instance.settings.local_enabled, instance.codec, instance.settings.local_ttl
-    make_entry, loads, code_here = instance.make_entry, instance.codec.loads, instance.codec.code
-    absent = (reply.seq + 1, None)
-    for at, ((key, facts), data) in enumerate(zip(chunk, reply.envelopes, strict=True)):
-        envelope = None if data is None else instance.open_envelope(key, facts[1], data)
-        # An envelope lives iff it is of the same epoch, floors < version <= clock, and its time is not over (P2, P10).
-        if (
-            envelope is None
-            or envelope[0] != epoch
-            or not floor < envelope[1] <= reply.seq
-            or (tag_floors and envelope[1] <= tag_floors[at])
-            or 0 < envelope[2] <= now_ms
-        ):
-            items.append((key, *absent))
+    make_entry, loads, code_here = instance.make_entry, codec.loads, codec.code
+    tag_floors = reply.tag_floors or repeat(0, len(chunk))
+    for (key, facts), data, tag_floor in zip(chunk, reply.envelopes, tag_floors, strict=True):
+        if data is None:
+            items.append((key, clock + 1, None))
             continue
-        payload: bytes | None
-        _, seq, expires_ms, code, tags, payload = envelope
+        try:
+            written_in, seq, expires_ms, code, tags, payload = decode_envelope(data, facts[1])
+        except WireError as error:
+            instance.foreign(key, str(error))  # raises, unless such bytes are to be a miss
+            items.append((key, clock + 1, None))
+            continue
+        # An envelope lives iff it is of the same epoch, floors < version <= clock, and its time is not over (P2, P10).
+        if written_in != epoch or not floor < seq <= clock or seq <= tag_floor or 0 < expires_ms <= now_ms:
+            items.append((key, clock + 1, None))
+            continue
         if tags and seq < reply.tag_seq:
             tagged.append((key, facts))
             continue
+        kept: bytes | None = payload
         try:
             if code == code_here:
-                value = loads(envelope[5])
+                value = loads(payload)
             else:
-                value = codec.decode(envelope[5], code)
-                payload = _reencode(codec, value) if keep else b""
+                value = codec.decode(payload, code)
+                kept = _reencode(codec, value) if keep else b""
         except SerializationError as error:
             raise SerializationError(error.reason, key=key) from error
         # What Redis has left, counted from before the request was sent.
         expires_at = sent_at + (expires_ms - now_ms) / 1000 if expires_ms else inf
         found[key] = (value, seq, expires_at)
-        if keep and payload is not None:
-            if local_ttl is not None and sent_at + local_ttl < expires_at:
-                expires_at = sent_at + local_ttl
-            items.append((key, seq, make_entry(facts, value, payload, seq, tags, expires_at)))
-        else:
+        if not keep:
+            continue
+        if kept is None:
             items.append((key, seq, None))
+            continue
+        if local_ttl is not None and sent_at + local_ttl < expires_at:
+            expires_at = sent_at + local_ttl
+        items.append((key, seq, make_entry(facts, value, kept, seq, tags, expires_at)))
     return items
 
 
@@ -235,26 +239,27 @@ def store(
     groups = _by_shard(instance, items)
     payloads = {key: _encode(instance, key, value) for key, value in items.items()}
     ttl_ms = 0 if ttl is None else max(1, round(ttl * 1000))
-    settings = instance.settings
-    # Never the caller's own objects, which the caller may still change. Decoded now: later it could fail.
-    values = items if settings.copy_values else {key: instance.codec.loads(payloads[key]) for key in items}
+    settings, codec_loads = instance.settings, instance.codec.loads
+    lifetime = min(ttl_ms / 1000 or inf, inf if settings.local_ttl is None else settings.local_ttl)
+    # Never the caller's own objects, which the caller may still change, nor what a custom serializer would give back in
+    # another form. Decoded now: later it could fail.
+    own = settings.copy_values and instance.codec.code != CODE_CUSTOM
+    values = items if own or not settings.local_enabled else {key: codec_loads(payloads[key]) for key in items}
     versions: dict[str, Version] = {}
     # One chunk at a time: if Redis refuses one, those before it are known to be written.
     for shard, group in groups:
         for chunk in _chunks(group, MAX_KEYS_PER_SCRIPT, lambda key: len(payloads[key[0]])):
-            keys = tuple(key for key, _ in chunk)
+            keys = tuple([key for key, _ in chunk])
             parts: list[bytes] = []
             for key, facts in chunk:
                 parts += (facts[1], encode_content(tags, payloads[key]))
             request = StoreRequest(shard.index, keys, tuple(parts), ttl_ms, condition)
-            with _token(shard, keys) as token:
+            token = shard.register(keys)
+            try:
                 reply = yield from _write(shard, request, keys, versions)
                 if not reply.applied:
                     _refuse(instance, shard, token, keys[0], reply, condition)
-                version, expires_at = Version(reply.epoch, reply.seq), inf
-                lifetimes = [seconds for seconds in (ttl_ms / 1000 or None, settings.local_ttl) if seconds is not None]
-                if lifetimes:
-                    expires_at = reply.sent_at + min(lifetimes)
+                version, expires_at = Version(reply.epoch, reply.seq), reply.sent_at + lifetime
                 learnt: list[tuple[str, int, Entry | None]] = []
                 for key, facts in chunk:
                     versions[key] = version
@@ -263,6 +268,8 @@ def store(
                         entry = instance.make_entry(facts, values[key], payloads[key], reply.seq, tags, expires_at)
                     learnt.append((key, reply.seq, entry))
                 shard.absorb(token, reply, learnt, now=reply.sent_at)
+            finally:
+                shard.release(token)
     return versions
 
 
@@ -443,7 +450,7 @@ def _by_shard(instance: Instance, keys: Iterable[str]) -> list[tuple[Shard, list
         InvalidKey: one of them is no key.
     """
     try:
-        pairs = [(key, instance.facts(key)) for key in dict.fromkeys(keys)]
+        pairs = list(zip(unique := dict.fromkeys(keys), map(instance.facts, unique), strict=True))
     except TypeError:
         raise InvalidKey("a key must be a str; one of these is not even hashable") from None
     shards = instance.shards
@@ -457,6 +464,9 @@ def _by_shard(instance: Instance, keys: Iterable[str]) -> list[tuple[Shard, list
 
 def _chunks(group: Sequence[Key], most: int, size: Callable[[Key], int] | None = None) -> Iterator[Sequence[Key]]:
     """Cut a group into what one script may take, by number and bytes."""
+    if len(group) == 1:
+        yield group
+        return
     if size is None:
         for start in range(0, len(group), most):
             yield group[start : start + most]

@@ -18,7 +18,7 @@ The interleavings that each rule stands against are tests: ``tests/unit/core/tes
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from math import inf
 from typing import Final
@@ -152,7 +152,7 @@ class Shard:
         self,
         token: Token,
         reply: ReadReply | WriteReply,
-        items: Iterable[tuple[str, int, Entry | None]],
+        items: Sequence[tuple[str, int, Entry | None]],
         *,
         now: float,
     ) -> None:
@@ -180,6 +180,8 @@ class Shard:
                 entries, alone = tier.entries, tokens.is_alone(token)
                 # Whether the version alone can forbid an insertion: the common case of a bulk read.
                 simple = forbidden is None and not token.marks and not self._tag_floors
+                if simple and alone and getattr(reply, "floor", -1) >= self._floor and tier.insert_new(items):
+                    return
                 for key, seq, entry in items:
                     held = key in entries
                     if held:
@@ -515,3 +517,35 @@ class Shard:
         if new is not old:
             self.state = new
             self._emit(StateChanged(self.index, old.value, new.value, cause))
+
+
+class RemoteShard(Shard):
+    """A shard of an instance without a local tier: nothing is ever inserted, so nothing learnt needs to be kept."""
+
+    __slots__ = ()
+
+    def register(self, keys: Collection[str]) -> Token:
+        """Return a token that stands for nothing."""
+        return Token(keys, self.generation)
+
+    def release(self, token: Token) -> None:
+        """Do nothing."""
+
+    def absorb(
+        self,
+        token: Token,
+        reply: ReadReply | WriteReply,
+        items: Sequence[tuple[str, int, Entry | None]],
+        *,
+        now: float,
+    ) -> None:
+        """Do nothing."""
+
+    def learn_floor(self, reply: WriteReply, kind: Kind, tags: tuple[str, ...]) -> None:
+        """Do nothing."""
+
+    def distrust_keys(self, keys: Iterable[str]) -> None:
+        """Do nothing."""
+
+    def distrust_all(self) -> None:
+        """Do nothing."""

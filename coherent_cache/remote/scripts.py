@@ -11,11 +11,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any, Final, NamedTuple, Protocol
 
 from coherent_cache.config import Settings
+from coherent_cache.core.instance import CACHED_KEYS
 from coherent_cache.core.requests import (
     Condition,
     DeleteRequest,
@@ -184,6 +186,9 @@ class Scripts:
         self._replay_limit = settings.replay_limit
         self.origin = instance_id
         fields = ("epoch", "seq", "floor", "tag_seq", "config")
+        self._packers = tuple(
+            lru_cache(maxsize=CACHED_KEYS)(partial(_packed_name, names.values)) for names in self.names
+        )
         self._read_heads = tuple(_MULTI + pack(("HMGET", names.clock, *fields)) for names in self.names)
 
     def call(self, request: Request) -> Call:
@@ -249,15 +254,20 @@ class Scripts:
     def _read(self, request: ReadRequest) -> Call:
         names = self.names[request.shard]
         prefix = names.values
-        keys = [prefix + key for key in request.keys]
         if request.judge_tags:
+            keys = [prefix + key for key in request.keys]
             return ScriptCall(READ_TAGGED, (len(keys) + 1, names.clock, *keys, self._config), _parse_read)
-        get = ("GET", keys[0]) if len(keys) == 1 else ("MGET", *keys)
-        packed = self._read_heads[request.shard] + pack(get) + _TIME_EXEC
-        return ReadCall(packed, 5, self._config)
+        if len(request.keys) == 1:
+            get = pack(("GET", prefix + request.keys[0]))
+        else:
+            parts = [b"*%d\r\n$4\r\nMGET\r\n" % (len(request.keys) + 1)]
+            parts += map(self._packers[request.shard], request.keys)
+            get = b"".join(parts)
+        return ReadCall(b"".join((self._read_heads[request.shard], get, _TIME_EXEC)), 5, self._config)
 
     def _store(self, request: StoreRequest) -> Call:
-        values = tuple(map(self._value(request.shard), request.keys))
+        prefix = self.names[request.shard].values
+        values = tuple([prefix + key.encode("utf-8") for key in request.keys])
         arguments = (*_condition(request.condition), request.ttl_ms, *request.parts)
         script = STORE if request.condition is None else STORE_IF
         return self._write(script, request.shard, values, Kind.SET, request.keys, arguments)
@@ -283,6 +293,11 @@ class Scripts:
         )  # fmt: skip
 
 
+def _packed_name(prefix: bytes, key: bytes) -> bytes:
+    """Return the name of a value as Redis' protocol writes an argument."""
+    return b"$%d\r\n%b%b\r\n" % (len(prefix) + len(key), prefix, key)
+
+
 def _condition(condition: Condition | None) -> tuple[bytes | str | int, ...]:
     return ("", "") if condition is None else (condition.epoch, condition.seq)
 
@@ -296,16 +311,9 @@ def _parse_read(raw: Any, server: str, sent_at: float) -> ReadReply:
 def _parse_write(raw: Any, server: str, sent_at: float) -> WriteReply:
     status, epoch, seq = raw[0], raw[1], int(raw[2])
     applied = status == b"ok"
-    return WriteReply(
-        epoch=epoch,
-        seq=seq,
-        applied=applied,
-        existed=[flag == b"1" for flag in raw[3:]] if applied else (),
-        current_seq=int(raw[3]) if status == b"conflict" else 0,
-        foreign=status == b"foreign",
-        server=server,
-        sent_at=sent_at,
-    )
+    existed = [flag == b"1" for flag in raw[3:]] if applied and len(raw) > 3 else ()
+    current_seq = int(raw[3]) if status == b"conflict" else 0
+    return WriteReply(epoch, seq, applied, existed, current_seq, status == b"foreign", server, sent_at)
 
 
 def _no_parser(_raw: Any, _server: str, _sent_at: float) -> Reply:

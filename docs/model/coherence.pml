@@ -136,7 +136,12 @@ inline new_generation() {
 #else
 #define GENERATION_ALLOWS(t) (!told[t])
 #endif
-#define MAY_INSERT(t, r) (SQ(r) != 0 && valid && synced && GENERATION_ALLOWS(t) && MARK_ALLOWS(t, r) && SQ(l1) <= SQ(r))
+#ifdef INSERT_WHILE_DOUBTED
+#define STATE_ALLOWS valid
+#else
+#define STATE_ALLOWS (valid && synced)
+#endif
+#define MAY_INSERT(t, r) (SQ(r) != 0 && STATE_ALLOWS && GENERATION_ALLOWS(t) && MARK_ALLOWS(t, r) && SQ(l1) <= SQ(r))
 
 /* -- what is learnt --------------------------------------------------------------------------------------------------- */
 inline evict_older(than) { if :: l1 != 0 && SQ(l1) < SQ(than) -> l1 = 0 :: else fi }

@@ -118,7 +118,8 @@ class Injector:
         duration = rng.uniform(*LASTING[name]) * self._options["max_staleness"] if name in LASTING else 0.0
         inner = None
         if name in LASTING and nested and self._inner and rng.random() < NESTED and name not in _ALONE:
-            inner = rng.choice(self._inner)
+            # A fail-over that somebody sleeps through is the hardest: the same numbers are given again meanwhile.
+            inner = rng.choices(self._inner, [3 if name.startswith("fail-over") else 1 for name in self._inner])[0]
         began = clock()
         self._note, self._target = "", ""
         steps: Steps = getattr(self, "_" + name.replace("-", "_"))()

@@ -12,7 +12,7 @@ from math import inf
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coherent_cache.core.local_tier import RemovalCause
 from coherent_cache.core.requests import DeleteRequest, ReadRequest
@@ -94,25 +94,31 @@ class Doing:
 class CoherenceMachine(RuleBasedStateMachine):
     """Two instances, one shard, two keys, no failover."""
 
-    def __init__(self):
-        super().__init__()
-        self.world = World(max_entries=2, log_length=3, replay_limit=2)
+    @initialize(replay_limit=st.sampled_from([0, 1, 3]))
+    def start_world(self, replay_limit):
+        self.world = World(max_entries=2, log_length=4, replay_limit=replay_limit)
         self.clock = self.world.clock
         self.members = self.world.members
         self.values = itertools.count(1)
-        self.tags = {}
+        self.tags = {}  # of values
         self.oracle = Oracle(self.members[0].instance.codec.loads)
         self.seen = {member.name: defaultdict(int) for member in self.members}
         self.doing = []
         self.late = []  # requests of operations that gave up, which a server may still execute
+        self.old = []  # servers that are no primary any more
+        self.replicas = itertools.count(1)
         for key in KEYS:
             value = next(self.values)
             self.tags[value] = ("t1",)
             self.members[0].set(key, value, tags=("t1",))
         self.world.settle()
         self.look()
+        self.replicate()
 
     # -- helpers ---------------------------------------------------------------------------------------------------
+
+    def replicate(self):
+        self.replica = self.world.server.replica(f"replica {next(self.replicas)}")
 
     def look(self):
         self.oracle.look(self.world.server)
@@ -370,7 +376,8 @@ class CoherenceMachine(RuleBasedStateMachine):
                 assert member.hit(key) == value, "what was read is served locally from now on"
 
     def teardown(self):
-        self.converge()
+        if hasattr(self, "replica"):
+            self.converge()
 
 
 def concerns(message, key, entry):
@@ -385,15 +392,9 @@ def concerns(message, key, entry):
 class FailoverMachine(CoherenceMachine):
     """With replicas that lag and take over: numbers are handed out twice, and old connections go on answering."""
 
-    def __init__(self):
-        super().__init__()
-        self.replicas = itertools.count(1)
-        self.replicate()
-        self.old = []
-
     @rule()
-    def replicate(self):
-        self.replica = self.world.server.replica(f"replica {next(self.replicas)}")
+    def let_a_replica_catch_up(self):
+        self.replicate()
 
     @rule(half_open=st.booleans(), writes=st.sampled_from([0, 1, "as many"]))
     def fail_over(self, half_open, writes):

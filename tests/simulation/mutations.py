@@ -75,6 +75,8 @@ own = message.origin == self._origin and message.epoch == held.epoch
         sound = held._move(message) if own else held.apply(message, now=now)"""
 EQUALITY = "(reply.epoch, reply.seq, reply.nonce) != (self.epoch, self.position, self.nonce)"
 
+FAST = ('getattr(reply, "floor", -1) >= self._floor', "True")
+
 MUTATIONS = [
     Mutation(
         "token_mark", "P7: a message marks the tokens of its keys",
@@ -99,7 +101,7 @@ MUTATIONS = [
     ),
     Mutation(
         "absence", "P7: an absence is knowledge too",
-        ((operations, "_take", ("items.append((key, *absent))", "pass")),), "races", 2000,
+        ((operations, "_take", ("items.append((key, clock + 1, None))", "pass")),), "races", 2000,
     ),
     Mutation(
         "atomic_insert", "P7: check and insertion are one step",
@@ -166,7 +168,7 @@ MUTATIONS = [
     ),
     Mutation(
         "floor_of_fills", "P10: the floor holds for fills under way",
-        ((Shard, "absorb", ("and seq > self._floor", "")), (Shard, "_refusal", ("seq <= self._floor", "False"))),
+        ((Shard, "absorb", FAST, ("and seq > self._floor", "")), (Shard, "_refusal", ("seq <= self._floor", "False"))),
         "races", 2000,
     ),
     Mutation(

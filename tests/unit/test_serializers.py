@@ -475,7 +475,7 @@ def test_a_change_by_another_thread_is_a_clean_error(monkeypatch):
     def changed(*_args, **_kwargs):
         raise RuntimeError("dictionary changed size during iteration")
 
-    monkeypatch.setattr(serializers.msgpack, "packb", changed)
+    monkeypatch.setattr(serializers.msgpack, "Packer", changed)
     with pytest.raises(SerializationError, match=r"type dict .*\(RuntimeError\)"):
         MSGPACK.encode({})
 

@@ -27,6 +27,7 @@ from coherent_cache.core.requests import (
 from coherent_cache.core.states import State
 from coherent_cache.errors import CacheUnavailable, ForeignValue, NotCoherent, VersionConflict
 from coherent_cache.testing.simulation.checks import check_hit, check_result, check_seen, number_of
+from coherent_cache.testing.simulation.loop import Violation
 from coherent_cache.testing.simulation.network import Exchange
 from coherent_cache.wire import Kind
 
@@ -230,6 +231,8 @@ class Call:
         for key in self._concerned(request):
             live = server.live(request.shard, key)
             value = world.number_of(live) if live is not None else None
+            if value not in (None, last[key].value):
+                raise Violation("I4", f"{key}=v{value} is alive in Redis again, where {last[key]} was the latest")
             self.seen[key] = (last[key].index, value)
         if isinstance(request, FloorRequest) and request.kind is Kind.TAG:
             self.invalidated[request.shard, request.tags[0]] = world.history.index

@@ -4,6 +4,7 @@
 * contract 2, and I2: whatever is held was current at the horizon, so a hit is not staler than ``max_staleness``;
 * contract 3: once quiet, every local entry equals Redis, and every instance is coherent again;
 * contract 5: no value is returned or held that the primary did not store;
+* I4: what was invalidated in Redis does not come back;
 * I1: what is older than Redis' value has its message still in front of it;
 * the local tier's own invariants, and no token left behind.
 

@@ -225,7 +225,7 @@ class _Maker:
             case "get" | "add" | "update" | "remove" | "evict":
                 return (key,)
             case "read" | "delete":
-                return (self._several(key),)
+                return (self._several(key, 0.5 if action == "read" else 0.15),)
             case "set":
                 tags: tuple[str, ...] = rng.choice(((), (), (), ("t1",), ("t1", "t2")))
                 return (self._several(key), self._ttl(), tags)
@@ -236,8 +236,8 @@ class _Maker:
             case _:
                 return ()
 
-    def _several(self, key: str) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((key, *self._keys))) if self._rng.random() < 0.15 else (key,)
+    def _several(self, key: str, chance: float = 0.15) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((key, *self._keys))) if self._rng.random() < chance else (key,)
 
     def _ttl(self) -> float | None:
         return self._rng.choice((None, 0.4, 1.5, 3.0)) if self._has_ttl else None

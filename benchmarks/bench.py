@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -115,7 +115,7 @@ def document(rows: Sequence[Row], url: str, *, quick: bool) -> dict[str, Any]:
     """Return the figures with what one must know about them; no names of hosts, users or folders."""
     return {
         "format": FORMAT,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *(["--quick"] if quick else [])]),
         "machine": machine(),
         "versions": versions(),

@@ -44,7 +44,7 @@ def measure(bench: Bench) -> list[Row]:
         names = [f"{prefix}:{key}" for key in KEYS]
         assert copying.warm(names) == sharing.warm(names) == len(KEYS)
     texts, numbers, records = ([f"{prefix}:{key}" for key in KEYS] for prefix in "sid")
-    plain = {key: RECORD for key in texts}
+    plain = dict.fromkeys(texts, RECORD)
     packed = msgpack.packb(RECORD)
 
     @functools.lru_cache(maxsize=10_000)

@@ -46,8 +46,10 @@ def recoveries(history: History, fault: Fault, until: float) -> list[Recovery]:
     for name, process in history.processes.items():
         during = [(moment, state) for moment, state in states_of(process) if fault.began <= moment < until]
         if any(state != "coherent" for _, state in during) or (during and fault.name == "kill-worker"):
-            moment, state = during[-1]
-            found.append(Recovery(name, max(0.0, moment - fault.ended) if state == "coherent" else None))
+            # The first time after the end: a machine that stumbles later is another matter.
+            after = [moment - fault.ended for moment, state in during if state == "coherent" and moment >= fault.ended]
+            back_before = 0.0 if during[-1][1] == "coherent" else None
+            found.append(Recovery(name, after[0] if after else back_before))
     return found
 
 

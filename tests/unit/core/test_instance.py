@@ -3,7 +3,6 @@
 import random
 from contextlib import nullcontext
 from math import inf
-from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +16,7 @@ from coherent_cache.events import FillRefused, ForeignValueSeen, InvalidationRec
 from coherent_cache.keys import key_digest
 from coherent_cache.serializers import make_codec
 from coherent_cache.wire import PREFIX_BYTES, envelope_prefix
-from tests.unit.core.model import HEARTBEAT, MAX_STALENESS, World, envelope
+from tests.unit.core.model import HEARTBEAT, MAX_STALENESS, World
 
 LOCKS = []
 
@@ -97,26 +96,18 @@ def test_facts_check_the_key():
         new_instance().facts([])
 
 
-def test_an_envelope_is_opened():
+def test_a_foreign_value_raises_by_default():
     instance = new_instance()
-    member = SimpleNamespace()
-    opened = instance.open_envelope("k", instance.facts("k")[1], envelope(member, "k", 1, 7, tags=("t",)))
-    assert opened[1] == 7
-    assert opened[4] == ("t",)
-    assert instance.events == []
-
-
-def test_foreign_bytes_raise_by_default():
-    instance = new_instance()
-    with pytest.raises(ForeignValue, match="not an envelope"):
-        instance.open_envelope("k", instance.facts("k")[1], b"raw")
+    with pytest.raises(ForeignValue) as caught:
+        instance.foreign("k", "not an envelope")
+    assert (caught.value.key, caught.value.reason) == ("k", "not an envelope")
     assert instance.events == [ForeignValueSeen("k", "not an envelope")]
     assert instance.counters.errors == 1
 
 
-def test_foreign_bytes_may_be_a_miss():
+def test_a_foreign_value_may_be_a_miss():
     instance = new_instance(on_foreign="miss")
-    assert instance.open_envelope("k", instance.facts("k")[1], b"raw") is None
+    assert instance.foreign("k", "not an envelope") is None
     assert instance.events == [ForeignValueSeen("k", "not an envelope")]
     assert instance.counters.errors == 1
 

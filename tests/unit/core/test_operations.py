@@ -702,6 +702,13 @@ def test_without_a_local_tier_nothing_is_kept(new_world):
     assert (a.held("k"), b.held("k")) == (None, None)
     b.instance.codec = make_codec("json")
     assert values(b.read("k").run()) == {"k": [1]}
+    flights = [a.delete("k"), a.touch("k", 1.0), a.clear(), a.invalidate("t"), a.store({"k": 1})]
+    for flight in flights:
+        with pytest.raises(CacheUnavailable):
+            flight.fail(TIMED_OUT)
+    assert a.update("k", lambda value: [*value, 2]).run() == [1, 2]
+    assert a.clear().run().seq > 0
+    assert b.read("k").run() == {}
 
 
 # --- copies -----------------------------------------------------------------------------------------------------------
@@ -842,7 +849,7 @@ def test_p2_foreign_bytes_are_reported_and_never_decoded(new_world, data, reason
     a.set("k", "ours")
     a.settle()
     world.server.foreign("k", data)
-    flight = a.read("k", "x")
+    flight = a.read("k", "x") if data is not None else a.read("k")
     if policy == "raise":
         with pytest.raises(ForeignValue, match=reason) as caught:
             flight.run()
@@ -853,6 +860,15 @@ def test_p2_foreign_bytes_are_reported_and_never_decoded(new_world, data, reason
     (event,) = a.events_of(ForeignValueSeen)
     assert (event.key, reason in event.reason) == ("k", True)
     assert a.instance.counters.errors == 1
+
+
+def test_p2_what_is_no_string_is_absent_among_several(world):
+    """MGET does not tell it apart."""
+    a, _ = world
+    a.set("k", "ours")
+    world.server.foreign("k", None)
+    assert a.read("k", "x").run() == {}
+    assert a.held("k") is None
 
 
 def test_a25_another_keys_envelope_is_foreign(reader):
@@ -1378,6 +1394,10 @@ def test_p7_no_way_out_leaves_a_token_behind(new_world, operation, ending, shard
         assert a.tokens() == 0
         steps += 1
     assert steps >= 2
+
+
+def test_a_group_of_nothing_has_no_pieces():
+    assert list(operations._chunks([], 10)) == list(operations._chunks([], 10, len)) == []
 
 
 def test_p7_a_token_is_released_if_a_later_one_cannot_be_made(new_world, monkeypatch):

@@ -52,9 +52,9 @@ class Bench:
         """Return a plain client of redis-py, as users make it."""
         return self.open(redis.Redis.from_url(self.url, **options))
 
-    def cache(self, **options: Any) -> CoherentCache:
-        """Return a cache of this benchmark's namespace that is ready."""
-        return self.open(ready_cache(self.url, self.namespace, **options))
+    def cache(self, *, suffix: str = "", **options: Any) -> CoherentCache:
+        """Return a cache that is ready, of this benchmark's namespace or of another that is named after it."""
+        return self.open(ready_cache(self.url, self.namespace + suffix, **options))
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def document(rows: Sequence[Row], url: str, *, quick: bool) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Return what kind of machine this is."""
+    """Return what kind of machine this is, and how busy it is: above about 1 the figures are those of a crowd."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -136,6 +136,7 @@ def machine() -> dict[str, Any]:
         "architecture": platform.machine(),
         "processor": model,
         "cores": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
     }
 
 

@@ -27,49 +27,49 @@ def measure(bench: Bench) -> list[Row]:
     keys = _keys()
     for start in range(0, ENTRIES, 1000):
         cache.set_many({key: _value(key) for key in keys[start : start + 1000]}, ttl=None)
-    with Peer(fill, bench.url, bench.namespace, True) as traced:
+    with Peer(fill, bench.url, bench.namespace, "allocated") as traced:
         allocated, accounted, plain = traced.ask("figures")
     rows = [
         Row(QUESTION, "per entry, allocated (tracemalloc)", allocated, "bytes", "plain dict", plain, allocated / plain),
         Row(QUESTION, "per entry, as stats().bytes accounts", accounted, "bytes"),
     ]
     if STATM.exists():
-        with Peer(fill, bench.url, bench.namespace, False) as counted:
+        with Peer(fill, bench.url, bench.namespace, "resident") as counted:
             rows.append(Row(QUESTION, "per entry, resident", counted.ask("figures")[0], "bytes"))
     modules = ("coherent_cache", "redis")
-    taken = interleave({name: _importer(name) for name in modules}, bench.times(30, 5))
+    taken = interleave({name: _importer(name) for name in modules}, bench.times(30, 3))
     rows.append(compare(QUESTION, "import", taken["coherent_cache"], "import redis", taken["redis"], unit="ms"))
     return rows
 
 
-def fill(pipe: Connection, url: str, namespace: str, traced: bool) -> None:
+def fill(pipe: Connection, url: str, namespace: str, kind: str) -> None:
     """Be the process that fills its tier: by what Python allocates, or by the pages that the process holds."""
     keys = _keys()
     with ready_cache(url, namespace, max_entries=ENTRIES) as cache:
         cache.warm(keys[:1])
         cache.clear_local()
-        if traced:
+        if kind == "allocated":
             tracemalloc.start()
-        before = _used(traced)
+        before = _used(kind)
         # Keys as requests bring them: strings of their own.
         for start in range(0, ENTRIES, 1000):
             cache.warm("".join(key) for key in map(list, keys[start : start + 1000]))
-        taken = (_used(traced) - before) / ENTRIES
+        taken = (_used(kind) - before) / ENTRIES
         stats = cache.stats()
         assert stats.size == ENTRIES
         pipe.send(READY)
-        before = _used(traced)
+        before = _used(kind)
         plain = {"".join(list(key)): _value(key) for key in keys}
-        plain_taken = (_used(traced) - before) / len(plain)
+        plain_taken = (_used(kind) - before) / len(plain)
         tracemalloc.stop()
         pipe.recv()
         pipe.send((taken, stats.bytes / stats.size, plain_taken))
         pipe.recv()
 
 
-def _used(traced: bool) -> int:
+def _used(kind: str) -> int:
     gc.collect()
-    return tracemalloc.get_traced_memory()[0] if traced else int(STATM.read_text().split()[1]) * PAGE
+    return tracemalloc.get_traced_memory()[0] if kind == "allocated" else int(STATM.read_text().split()[1]) * PAGE
 
 
 def _keys() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Final
@@ -42,10 +43,8 @@ class Peer:
 
     def close(self) -> None:
         """End the process."""
-        try:
+        with suppress(OSError):  # it may have ended
             self._connection.send(None)
-        except OSError:  # it has ended
-            pass
         self._process.join(STOP_TIMEOUT)
         if self._process.is_alive():
             self._process.terminate()
@@ -67,7 +66,5 @@ class Peer:
 
 
 def _run(connection: Connection, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    try:
+    with suppress(EOFError, KeyboardInterrupt):  # the benchmark is gone
         target(connection, *arguments)
-    except (EOFError, KeyboardInterrupt):  # the benchmark is gone
-        pass

@@ -1,4 +1,4 @@
-"""A redis-server of the benchmarks' own: on a private port of the loopback interface, in memory only, stopped by pid."""
+"""A redis-server of the benchmarks' own: a private port of the loopback interface, in memory only, stopped by pid."""
 
 from __future__ import annotations
 

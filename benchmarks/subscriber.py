@@ -59,7 +59,7 @@ def absorbed(bench: Bench) -> list[Row]:
         for _ in range(bench.times(15, 3)):
             for name, peer in (("held", ours), ("not held", ours), ("raw", theirs)):
                 packed = _flood(client, names, raw_channel if name == "raw" else None)
-                peer.ask(("prepare", name == "held"))
+                peer.ask(("prepare", name))
                 started = time.perf_counter()
                 for arguments in packed:
                     client.eval(FLOOD, 1, names.clock, *arguments)
@@ -97,9 +97,9 @@ def absorb(pipe: Connection, url: str, namespace: str) -> None:
     """Be the flooded process."""
     with ready_cache(url, namespace) as cache:
 
-        def prepare(held: bool) -> None:
+        def prepare(name: str) -> None:
             cache.clear_local()
-            if held:
+            if name == "held":
                 assert cache.warm(KEYS) == len(KEYS)
 
         _answer_floods(pipe, prepare, lambda: cache.stats().invalidations_received)
@@ -127,7 +127,7 @@ def listen(pipe: Connection, url: str, channel: bytes) -> None:
             thread.join()
 
 
-def _answer_floods(pipe: Connection, prepare: Callable[[bool], None], received: Callable[[], int]) -> None:
+def _answer_floods(pipe: Connection, prepare: Callable[[str], None], received: Callable[[], int]) -> None:
     before, cpu = 0, 0.0
     pipe.send(READY)
     while (question := pipe.recv()) is not None:

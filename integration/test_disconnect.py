@@ -317,8 +317,8 @@ class TestHeartbeat:
         coherent(cache)
         began = time.monotonic()
         wait_for_beats(cache, 10)
-        # Not faster; and far from max_staleness / 4, at which a late answer is noticed.
-        assert 8 * HEARTBEAT < time.monotonic() - began < 10.0
+        # Not faster; and not as seldom as the thread wakes up anyway, once a second.
+        assert 8 * HEARTBEAT < time.monotonic() - began < 6.0
 
     @both_transports
     def test_it_is_ready_at_once(self, redis_server, namespace, query):

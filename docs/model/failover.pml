@@ -11,7 +11,8 @@
  * Bounds: -DNR readers, -DW0 writes on 0, -DW1 on 1 by others, -DWMAX own writes.
  * Each mutation takes one rule away: NO_NONCE (the same seq proves the same history), KEEP_AHEAD (a proven resync keeps
  * entries above the position), NO_GENERATION (P6); NO_BINDING (a fill may come from any server), SEQ_BINDING (instead:
- * the reply's clock is not below the position), COMPARE_ANYWAY (versions of another server are compared by number) (P16).
+ * the reply's clock is not below the position), COMPARE_ANYWAY (versions of another server are compared by number), BINDING_EARLY (the
+ * binding changes when the subscriber connects, not with the resync) (P16).
  */
 #ifndef NR
 #define NR 1
@@ -36,6 +37,7 @@ byte ids = 1, written0, written1;
 bool failed;                            /* 1 was promoted: new connections lead there */
 
 byte at;                                /* the server that the subscriber's connection leads to */
+byte bound;                             /* the server that the last complete resync was with (P16) */
 bool conn, synced;
 byte pos, nonce;                        /* last message applied: its seq and id; pos 0: none */
 chan q = [3] of { byte, byte };         /* seq, id */
@@ -62,7 +64,7 @@ inline publish(server, number, id_) {
   if
   :: conn && at == server && nfull(q) -> q!number,id_
   :: conn && at == server && full(q) -> conn = 0; drain()
-  :: else
+  :: !conn || at != server
   fi
 }
 inline write(server) {
@@ -85,7 +87,11 @@ proctype Redis() {
 proctype Subscriber() {
   byte c, n;
   do
-  :: atomic { !conn -> synced = 0; at = (failed -> 1 : 0); conn = 1; printf("MSC: subscribed to server %d\n", at) }
+  :: atomic { !conn -> synced = 0; at = (failed -> 1 : 0); conn = 1;
+#ifdef BINDING_EARLY
+              bound = at;
+#endif
+              printf("MSC: subscribed to server %d\n", at) }
   :: atomic { conn && !synced ->                                                /* the resync, executed and applied */
        c = h[at].last; n = h[at].id[pos];
        if
@@ -100,7 +106,7 @@ proctype Subscriber() {
           if :: c > pos -> evict_older(c); mark_all(c) :: else fi               /* replay: every write is to this key */
        :: else -> drop()
        fi;
-       pos = c; nonce = h[at].id[c]; drain(); new_generation(); synced = 1; c = 0; n = 0;
+       pos = c; nonce = h[at].id[c]; bound = at; drain(); new_generation(); synced = 1; c = 0; n = 0;
        printf("MSC: the resync with server %d is complete at %d\n", at, pos) }
   :: atomic { conn && synced && q?[c, n] -> q?c,n; printf("MSC: message %d comes\n", c);
        if
@@ -115,7 +121,7 @@ proctype Subscriber() {
 #elif defined(SEQ_BINDING)
 #define BOUND_TO(c, r) ((r) >= floor)
 #else
-#define BOUND_TO(c, r) ((c) == at)
+#define BOUND_TO(c, r) ((c) == bound)
 #endif
 #ifdef NO_GENERATION
 #define GENERATION_ALLOWS(t) 1
@@ -125,7 +131,7 @@ proctype Subscriber() {
 #if defined(COMPARE_ANYWAY) || defined(NO_BINDING) || defined(SEQ_BINDING)
 #define COMPARABLE(c) 1
 #else
-#define COMPARABLE(c) ((c) == at)
+#define COMPARABLE(c) ((c) == bound)
 #endif
 
 inline absorb(t_, c_, r_, u_) {         /* P7, P16: in one step with respect to applying messages */

@@ -112,8 +112,8 @@ class Injector:
         self._log.write(["server", self._run_id()])
         self._note_history()
 
-    def inject(self, name: str, *, nested: bool = True) -> None:
-        """Do one fault from its begin to its end, and note it."""
+    def inject(self, name: str, *, nested: bool = True) -> int:
+        """Do one fault from its begin to its end, and note it; return how many things it was done to."""
         rng = self._rng
         duration = rng.uniform(*LASTING[name]) * self._options["max_staleness"] if name in LASTING else 0.0
         inner = None
@@ -135,9 +135,10 @@ class Injector:
             next(steps)
             raise AssertionError(f"{name} has two yields")
         except StopIteration as stop:
-            effect = stop.value
+            effect: int = stop.value
         self._log.write(["fault", name, began, clock(), self._target, effect, self._note.strip("; ")])
         self._say(f"{name} {self._target} {self._note} ({effect})")
+        return effect
 
     def wait(self, seconds: float) -> None:
         """Let time pass, and end what was retired."""

@@ -87,8 +87,8 @@ def soak(
                     rng.shuffle(deck)
                 if faults:
                     name = deck.pop()
-                    injector.inject(name)
-                    missing.discard(name)
+                    if injector.inject(name):
+                        missing.discard(name)
                 injector.wait(rng.uniform(*GAP))
             proxy.heal()
             quiet = clock()

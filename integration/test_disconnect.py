@@ -802,11 +802,14 @@ class TestRedisAway:
     def test_connections_closed_while_idle_are_no_error(self, redis_server, make):
         cache = make(redis_server.url)
         coherent(cache)
-        cache.set("a", 1)
+        pool = cache._runtime._pool
         with redis_server.client() as plain:
-            for _ in range(3):
+            for number in range(3):
+                idle = pool.acquire()
+                pool.release(idle, sound=True)
                 assert plain.client_kill_filter(_type="normal", skipme=True) > 0
-                cache.set("a", 2)
+                wait_until(lambda idle=idle: not idle.is_quiet(), PATIENCE, "the close has come")
+                cache.set("a", number)
                 assert cache.get("absent") is None
 
     def test_kill_in_the_middle_of_writes(self, server_factory, make):

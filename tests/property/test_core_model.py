@@ -23,12 +23,31 @@ from tests.unit.core.model import ABSENT, World
 
 KEYS = ("k1", "k2")
 KEY = st.sampled_from(["k1", "k1", "k1", "k2"])
+KEYS_READ = st.sampled_from([["k1"], ["k1"], ["k2"], ["k1", "k2"]])
 WHO = st.integers(0, 1)
 PICK = st.integers(0, 3)
 TAGS = st.sampled_from([(), ("t1",), ("t1", "t2")])
 TTL = st.sampled_from([None, None, 1.5, 4.0])
 WRITE = st.sampled_from(["store", "delete", "touch", "update", "clear", "clear", "invalidate", "invalidate"])
-FAR = st.sampled_from(["started", "executed", "executed", "finished"])
+FAR = st.sampled_from(["started", "executed", "finished", "finished"])
+FAR_READ = st.sampled_from(["started", "executed", "executed", "finished"])
+HOW = st.sampled_from(["on"] * 10 + ["refused", "lost before", "lost after", "lost and late", "cancelled"])
+EVENT = st.sampled_from(
+    [
+        "cut",
+        "connect",
+        "connect",
+        "connect",
+        "tick",
+        "beat",
+        "answered-beat",
+        "time",
+        "lose-log",
+        "lose-log",
+        "lose-clock",
+        "flushall",
+    ]
+)
 
 
 class Oracle:
@@ -162,10 +181,6 @@ class CoherenceMachine(RuleBasedStateMachine):
         for tag in doing.tags:
             seen[tag] = max(seen[tag], doing.number)
 
-    def pick(self, number, *, executed):
-        fitting = [doing for doing in self.doing if doing.flight.executed is executed]
-        return fitting[number % len(fitting)] if fitting else None
-
     def give_up_if_failed(self, member):
         if member.session is not None and member.session.failure is not None:
             member.cut()
@@ -178,7 +193,7 @@ class CoherenceMachine(RuleBasedStateMachine):
 
     # -- operations, step by step ----------------------------------------------------------------------------------
 
-    @rule(who=WHO, keys=st.lists(KEY, min_size=1, max_size=2, unique=True), far=FAR)
+    @rule(who=WHO, keys=KEYS_READ, far=FAR_READ)
     def read(self, who, keys, far):
         self.start(self.members[who].read(*keys), keys, far, reads=True)
 
@@ -205,27 +220,22 @@ class CoherenceMachine(RuleBasedStateMachine):
             case "invalidate":
                 self.start(member.invalidate("t1"), (), far, tags=("t1",))
 
-    @precondition(lambda self: self.doing)
-    @rule(pick=PICK)
-    def execute(self, pick):
-        doing = self.pick(pick, executed=False)
-        if doing is not None:
-            self.let_execute(doing)
-
-    @precondition(lambda self: self.doing)
-    @rule(pick=PICK)
-    def finish(self, pick):
-        doing = self.pick(pick, executed=True)
-        if doing is not None:
-            self.let_finish(doing)
-
     @precondition(lambda self: self.doing or self.late)
-    @rule(pick=PICK, how=st.sampled_from(["refused", "lost before", "lost after", "lost and late", "cancelled"]))
-    def fail(self, pick, how):
+    @rule(pick=PICK, how=HOW)
+    def go_on(self, pick, how):
+        """Let an operation that is under way take its next step, or fail."""
         if not self.doing:
             self.execute_late()
             return
         doing = self.doing[pick % len(self.doing)]
+        if how != "on":
+            self.fail(doing, how)
+        elif doing.flight.executed:
+            self.let_finish(doing)
+        else:
+            self.let_execute(doing)
+
+    def fail(self, doing, how):
         flight = doing.flight
         if how == "refused" and flight.executed:
             return
@@ -246,25 +256,22 @@ class CoherenceMachine(RuleBasedStateMachine):
 
     # -- the local tier --------------------------------------------------------------------------------------------
 
-    @rule(who=WHO, key=KEY)
-    def hit(self, who, key):
+    @rule(who=WHO, key=KEY, what=st.sampled_from(["hit", "hit", "evict", "evict", "clear"]))
+    def local(self, who, key, what):
         member = self.members[who]
-        value = member.hit(key)
-        if value is not ABSENT:
-            self.check_hit(member, key, value)
-            self.seen[member.name][key] = self.oracle.number[value]
-
-    @rule(who=WHO, key=st.sampled_from(["k1", "k1", "k2", None]))
-    def evict_locally(self, who, key):
-        shard = self.members[who].shard
-        if key is None:
-            shard.clear_local()
+        if what == "evict":
+            member.shard.tier.remove(key, RemovalCause.SIZE)
+        elif what == "clear":
+            member.shard.clear_local()
         else:
-            shard.tier.remove(key, RemovalCause.SIZE)
+            value = member.hit(key)
+            if value is not ABSENT:
+                self.check_hit(member, key, value)
+                self.seen[member.name][key] = self.oracle.number[value]
 
     # -- the stream ------------------------------------------------------------------------------------------------
 
-    @rule(who=WHO, count=st.sampled_from([1, 2, 99]))
+    @rule(who=WHO, count=st.sampled_from([1, 99, 99]))
     def deliver(self, who, count):
         member = self.members[who]
         if member.session is None:
@@ -276,32 +283,32 @@ class CoherenceMachine(RuleBasedStateMachine):
             if member.session is None:
                 return
 
-    @rule(who=WHO, what=st.sampled_from(["cut", "cut", "connect", "connect", "tick", "beat", "beat, answered"]))
-    def connection(self, who, what):
-        member = self.members[who]
-        if what == "cut":
-            member.cut()
-        elif what == "connect":
-            member.connect()
-        else:
-            if what != "tick":
+    @rule(who=WHO, what=EVENT)
+    def happen(self, who, what):
+        """Something happens to a member, or to the server."""
+        member, server = self.members[who], self.world.server
+        match what:
+            case "cut":
+                member.cut()
+            case "connect":
+                member.connect()
+            case "tick":
+                self.tick(member)
+            case "beat" | "answered-beat":
                 self.wait(1.0)
-            self.tick(member)
-            if what != "tick" and member.session is not None:
-                member.send()
-                if what == "beat, answered":
-                    self.deliver(who, 99)
-
-    @rule(what=st.sampled_from(["time", "time", "lose log", "lose log", "lose clock", "flushall"]))
-    def happen(self, what):
-        if what == "time":
-            self.wait(2.0)
-        elif what == "lose log":
-            self.world.server.lose_log()
-        elif what == "lose clock":
-            self.world.server.lose_clock()
-        else:
-            self.world.server.flushall()
+                self.tick(member)
+                if member.session is not None:
+                    member.send()
+                    if what == "answered-beat":
+                        self.deliver(who, 99)
+            case "time":
+                self.wait(2.0)
+            case "lose-log":
+                server.lose_log()
+            case "lose-clock":
+                server.lose_clock()
+            case "flushall":
+                server.flushall()
         self.look()
 
     def wait(self, seconds):
@@ -433,5 +440,7 @@ class FailoverMachine(CoherenceMachine):
 @pytest.mark.parametrize("machine", [CoherenceMachine, FailoverMachine])
 def test_the_core_keeps_its_contract(machine):
     case = machine.TestCase
-    case.settings = settings(max_examples=int(__import__("os").environ.get("EX","200")), stateful_step_count=40, deadline=None)
+    case.settings = settings(
+        max_examples=int(__import__("os").environ.get("EX", "200")), stateful_step_count=40, deadline=None
+    )
     case("runTest").runTest()

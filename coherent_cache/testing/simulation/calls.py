@@ -73,6 +73,7 @@ class Call:
         self._generator: Operation[Any] | None = None
         self._exchange: Exchange | None = None
         self._running = False
+        self._given_up = False
         self._turn = 0
         self._tier: LocalTier | None = None
         self._valid_until = 0.0
@@ -219,7 +220,7 @@ class Call:
             replies.append(reply)
             if server is not world.primary:
                 self.elsewhere = True
-            elif not (isinstance(reply, WriteReply) and reply.foreign):
+            elif not (self._given_up or (isinstance(reply, WriteReply) and reply.foreign)):
                 self._see(server, request)
         if world.trace is not None:
             world.note(server.run_id, f"executes for {process.name}: {self} -> {_summary(replies)}")
@@ -256,6 +257,8 @@ class Call:
             return
         if isinstance(outcome, CacheUnavailable):
             self._note(f"gets an error from {run_id or 'nobody'}")
+            # What is executed from now on counts as "may still happen": nobody here can know of it.
+            self._given_up = True
             self._advance(partial(generator.throw, outcome))
         else:
             self._note(f"gets the answer of {run_id}")
@@ -266,6 +269,7 @@ class Call:
         """Cancel it: an exception comes up where it waits."""
         if self._exchange is not None and self._generator is not None and not self._running:
             self._exchange.abandon()
+            self._given_up = True
             self._advance(partial(self._generator.throw, Cancelled()))
 
     def _delay(self) -> float:

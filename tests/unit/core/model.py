@@ -8,7 +8,7 @@ import copy
 import itertools
 import random
 from collections import deque
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -339,10 +339,8 @@ class Server:
                 envelopes.append(b"" if len(request.keys) == 1 else None)  # no string
             else:
                 envelopes.append(stored or None)
-                try:
+                with suppress(WireError):
                     tags = open_envelope(stored).tags
-                except WireError:
-                    pass
             tag_floors.append(max((data.tag_floors.get(tag, 0) for tag in tags), default=0))
         judged = request.judge_tags
         return ReadReply(

@@ -52,6 +52,7 @@ class Call:
         floors: the process' floors when it was called: what it returns must not be older.
         seen: per key, index and value of what the primary had when the latest request was executed.
         tag_floors: the same for tags.
+        exempt: the process' exempt shards when it was called.
         invalidated: per shard and tag, index of the latest change when the primary invalidated it.
         elsewhere: whether a server executed a request that was not the primary in office.
         reads: keys whose values it returns.
@@ -66,6 +67,7 @@ class Call:
         self.step = step
         self.floors = process.floors.copy()
         self.tag_floors = process.tag_floors.copy()
+        self.exempt = process.exempt.copy()
         self.seen: dict[str, tuple[int, int | None]] = {}
         self.invalidated: dict[tuple[int, str], int] = {}
         self.elsewhere = False

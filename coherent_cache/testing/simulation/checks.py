@@ -145,16 +145,17 @@ def check_hit(call: Call, key: str, value: int, at: float) -> None:
     process = call.process
     change = _known(process, key, value)
     index = process.core.shard_of(key.encode()).index
-    if change.index < call.floors.get(key, 0) and index not in process.exempt:
+    exempt = index in call.exempt or index in process.exempt
+    if change.index < call.floors.get(key, 0) and not exempt:
         raise Violation("contract 1", f"{process.name} served {key}=v{value}, older than it had seen when asked")
-    if change.tags and index not in process.exempt:
+    if change.tags and not exempt:
         _check_tags(process, change, index, call.tag_floors)
     bound = process.settings.max_staleness
     if process.settings.on_disconnect == "serve_stale":
         bound = max(bound, process.settings.stale_limit)
     if change.end + EPSILON < process.to_global(process.local() - bound) - (process.loop.now - at):
         raise Violation("contract 2", f"{process.name} served {key}=v{value}, current until {change.end:.4f} only")
-    process.floors[key] = max(process.floors.get(key, 0), change.index)
+    process.floors[key] = max(process.floors.get(key, 0), change.first)
 
 
 def _check_tags(process: Process, change: Change, shard: int, tag_floors: dict[tuple[int, str], int]) -> None:

@@ -16,6 +16,7 @@ class Change:
 
     Attributes:
         index: position in the order of all changes.
+        first: position when the value was current for the first time; a failover may bring it back.
         key: the key.
         value: number of the value; None for "there is none".
         time: when it became current, in virtual seconds.
@@ -24,12 +25,12 @@ class Change:
         tags: its tags.
     """
 
-    __slots__ = ("ended", "expires", "index", "key", "tags", "time", "value")
+    __slots__ = ("ended", "expires", "first", "index", "key", "tags", "time", "value")
 
     def __init__(
         self, index: int, key: str, value: int | None, time: float, expires: float, tags: tuple[str, ...]
     ) -> None:
-        self.index = index
+        self.index = self.first = index
         self.key = key
         self.value = value
         self.time = time
@@ -73,6 +74,9 @@ class History:
         change = Change(self.index, key, value, now, expires, tags)
         self.last[key] = change
         if value is not None:
+            before = self.of_value.get(value)
+            if before is not None:
+                change.first = before.first
             self.of_value[value] = change
 
     def record_orphan(self, key: str, value: int, ended: float) -> None:

@@ -69,11 +69,11 @@ class Run:
                 ]
         assert not different, "\n".join(different)
 
-    def assert_meaningful(self, *, hit_rate):
+    def assert_meaningful(self, *, hit_rate, held=True):
         """The soak has put to the test what it is about."""
         for result in self.results:
             assert result["stats"]["hit_rate"] > hit_rate
-        assert any(result["held"] for result in self.results), "empty local tiers agree with anything"
+        assert not held or any(result["held"] for result in self.results), "empty local tiers agree with anything"
         kinds = {kind: sum(write.kind == kind for write in self.writes) for kind in (SET, TOUCH, KILL)}
         assert min(kinds.values()) > 5, kinds
         writers = {write.process for write in self.writes}
@@ -143,7 +143,8 @@ def test_a_soak_with_subscribers_cut_all_the_time(
     run.finish()
     run.assert_contract()
     run.assert_convergence()
-    run.assert_meaningful(hit_rate=0.05)
+    # The last cut may have flushed everybody, if cuts flush.
+    run.assert_meaningful(hit_rate=0.05, held=outcome == "replays")
     assert cuts > 5
     assert sum(result["stats"][outcome] for result in run.results) > 3
 

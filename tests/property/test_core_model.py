@@ -27,9 +27,11 @@ KEY = st.sampled_from(["k1", "k1", "k1", "k2"])
 KEYS_READ = st.sampled_from([["k1"], ["k1"], ["k2"], ["k1", "k2"]])
 WHO = st.integers(0, 1)
 PICK = st.integers(0, 3)
-TAGS = st.sampled_from([(), ("t1",), ("t1", "t2")])
-TTL = st.sampled_from([None, None, 1.5, 4.0])
-WRITE = st.sampled_from(["store", "delete", "touch", "update", "clear", "clear", "invalidate", "invalidate"])
+TAGS = st.sampled_from([(), ("t1",), ("t1",), ("t1", "t2")])
+TTL = st.sampled_from([None, None, None, 1.5, 4.0])
+WRITE = st.sampled_from(
+    ["store", "delete", "touch", "update", "clear", "clear", "invalidate", "invalidate", "invalidate"]
+)
 FAR = st.sampled_from(["started", "executed", "finished", "finished"])
 FAR_READ = st.sampled_from(["started", "executed", "executed", "finished"])
 HOW = st.sampled_from(["on"] * 20 + ["refused", "lost before", "lost after", "lost and late", "cancelled"])
@@ -393,6 +395,14 @@ class FailoverMachine(CoherenceMachine):
     @rule()
     def let_a_replica_catch_up(self):
         self.replicate()
+
+    @rule(who=WHO, far=FAR, what=st.sampled_from(["store", "delete", "clear"]))
+    def write(self, who, far, what):
+        super().write(who, far, what)
+
+    @rule(who=WHO, what=st.sampled_from(["cut", "tick", "beat", "answered beat"]))
+    def happen(self, who, what):
+        super().happen(who, what)
 
     @rule(half_open=st.booleans(), writes=st.sampled_from([0, 1, "as many"]))
     def fail_over(self, half_open, writes):

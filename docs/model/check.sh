@@ -62,8 +62,9 @@ holds|coherence|MONOTONE|-|-DCHECK=3 -DNR=2 -DWMAX=1 -DRMAX=1 -DDMAX=1
 holds|coherence|APPLIED|-|-DCHECK=1 -DNR=2 -DWMAX=1 -DRMAX=1 -DDMAX=1
 holds|coherence|BOUND|-|-DCHECK=2 -DWMAX=1 -DRMAX=1 -DDMAX=1 -DSMAX=1 -DLMAX=1
 holds|failover|CONVERGE,OWN|-|-DW0=3 -DW1=3 -DWMAX=1
-holds|acknowledged|ACKNOWLEDGED|-|-DWMAX=2 -DRMAX=1 -DDMAX=1 -DSMAX=1
 holds|acknowledged|ACKNOWLEDGED|-|-DWMAX=2 -DDMAX=1 -DLMAX=1
+holds|acknowledged|ACKNOWLEDGED|-|-DWMAX=2 -DDMAX=1 -DSMAX=1
+holds|acknowledged|ACKNOWLEDGED|-|-DWMAX=1 -DRMAX=1 -DDMAX=1 -DSMAX=1
 holds|coherence|CONVERGE|-|-DCHECK=4 -DNR=2 -DWMAX=1 -DRMAX=1 -DDMAX=1
 holds|coherence|APPLIED|-|-DCHECK=1 -DWMAX=1 -DRMAX=2 -DDMAX=1 -DSMAX=1 -DOTHER
 holds|coherence|MONOTONE|-|-DCHECK=3 -DWMAX=1 -DRMAX=2 -DDMAX=1 -DSMAX=1 -DOTHER
@@ -92,7 +93,7 @@ one() {
   if spin -a $options model.pml >spin.out 2>&1 &&
     nice gcc $cflags -w -DSAFETY -DNOFAIR -DNOBOUNDCHECK -DVECTORSZ=1024 -DMEMLIM=4096 -o pan pan.c 2>cc.out; then
     local TIMEFORMAT=%U
-    seconds=$( { time (ulimit -t "$CPU_SECONDS"; exec nice ./pan -m20000 -w22 >pan.out 2>&1) 2>/dev/null; } 2>&1 | tail -1)
+    seconds=$( { time bash -c "ulimit -t $CPU_SECONDS; nice ./pan -m20000 -w22" >pan.out 2>&1; } 2>&1)
     states=$(awk '/states, stored/ {print $1; exit}' pan.out)
     if grep -q 'errors: 1' pan.out && grep -q 'assertion violated' pan.out; then
       verdict=counterexample

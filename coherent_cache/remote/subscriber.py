@@ -47,8 +47,8 @@ LONGEST_WAIT: Final = 1.0
 ECHO_PAUSE: Final = 0.001
 """Seconds to sleep after a batch that held only echoes of this instance's own writes.
 
-Without it, each write of a busy writer would wake this thread, and the two would hand the interpreter lock to and fro:
-measured 2.4 x the time of a bare SET per write, instead of 1.2 x.
+Without it, each write of a busy writer would wake this thread, and the two would hand the interpreter lock to and fro.
+With it, a wake-up serves about eight messages.
 """
 
 _NOT_WHILE_SUBSCRIBED: Final = "allowed in this context"

@@ -155,7 +155,7 @@ MUTATIONS = [
         (
             (
                 Shard, "_missed",
-                ("len(log) != len(expected) or", "False and"),
+                ("len(log) != count or", "False and"),
                 ("log[0].nonce != self.nonce or log[-1].nonce != reply.nonce", "False"),
                 ("return log[1:]", "return [each for each in log if each.seq > self.position]"),
             ),

@@ -961,6 +961,14 @@ def log(first, *names, history=b"n"):
     return tuple(message(SET, first + at, name, history=history) for at, name in enumerate(names))
 
 
+def test_p6_missing_far_more_than_memory_could_list_is_a_flush_at_once(bench):
+    bench.fill(("a", 8))
+    bench.doubt("cut")
+    bench.resync(10**15, entries=log(10, "a", "b", "x"), sent_at=104.0)
+    assert bench.held() == {}
+    assert bench.counters.flushes == 1
+
+
 def test_p6_i4_just_what_was_missed_is_replayed(bench):
     bench.fill(("a", 8), ("b", 9), ("c", 10))
     bench.doubt("cut")

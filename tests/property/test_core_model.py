@@ -8,6 +8,7 @@ change of a key's live value gets the next number, so that "older" and "newer" n
 import itertools
 from collections import defaultdict
 from math import inf
+from typing import ClassVar
 
 import pytest
 from hypothesis import settings
@@ -15,31 +16,53 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coherent_cache.core.local_tier import RemovalCause
-from coherent_cache.core.requests import DeleteRequest, ReadRequest
+from coherent_cache.core.requests import DeleteRequest
 from coherent_cache.core.states import State
 from coherent_cache.errors import CacheUnavailable, VersionConflict
 from coherent_cache.wire import Kind, decode_message
 from tests.unit.core.model import ABSENT, World
 
 KEYS = ("k1", "k2")
-MOST_DOING = 2  # operations under way: more would wait for each other's turn, and few things would happen to each
-KEY = st.sampled_from(["k1", "k1", "k1", "k2"])
-KEYS_READ = st.sampled_from([["k1"], ["k1"], ["k2"], ["k1", "k2"]])
+KEYS_READ = [["k1"], ["k1"], ["k2"], ["k1", "k2"]]
+TAGS = [(), ("t1",), ("t1",), ("t1", "t2")]
 WHO = st.integers(0, 1)
-PICK = st.integers(0, 3)
-TAGS = st.sampled_from([(), ("t1",), ("t1",), ("t1", "t2")])
-TTL = st.sampled_from([None, None, None, 1.5, 4.0])
-WRITE = st.sampled_from(
-    ["store", "delete", "touch", "update", "clear", "clear", "invalidate", "invalidate", "invalidate"]
-)
-FAR = st.sampled_from(["started", "executed", "executed", "finished", "finished", "finished"])
-FAR_READ = st.sampled_from(["started", "executed", "executed", "executed", "finished", "finished"])
-HOW = st.sampled_from(
-    ["on"] * 8 + ["through"] * 12 + ["refused", "lost before", "lost after", "lost and late", "cancelled"]
-)
-EVENT = st.sampled_from(
-    ["cut", "tick", "beat", "answered beat", "answered beat", "time", "lose log", "lose clock", "flushall"]
-)
+OPERATIONS = {
+    "read": 8,
+    "store": 6,
+    "store both": 2,
+    "delete": 2,
+    "touch": 1,
+    "update": 1,
+    "clear": 2,
+    "invalidate": 3,
+}
+EVENTS = {
+    "deliver": 5,
+    "deliver one": 2,
+    "evict": 3,
+    "clear local": 1,
+    "hit": 3,
+    "reconnect": 3,
+    "lose log": 2,
+    "cut": 1,
+    "tick": 1,
+    "beat": 1,
+    "answered beat": 2,
+    "time": 1,
+    "lose clock": 1,
+    "flushall": 1,
+}
+FAILURES = ["refused", "lost before", "lost after", "lost and late", "cancelled"]
+
+
+def weighted(weights):
+    return st.sampled_from([what for what, weight in weights.items() for _ in range(weight)])
+
+
+OPERATION = weighted(OPERATIONS)
+EVENT = weighted(EVENTS)
+ANYTHING = st.tuples(weighted({**OPERATIONS, **EVENTS}), WHO, st.integers(0, 11))
+ENDING = weighted({"on": 20, **dict.fromkeys(FAILURES, 1)})
 
 
 class Oracle:
@@ -134,13 +157,85 @@ class CoherenceMachine(RuleBasedStateMachine):
     def look(self):
         self.oracle.look(self.world.server)
 
-    def start(self, flight, keys, far, *, reads=False, tags=()):
-        doing = Doing(flight, keys, dict(self.seen[flight.member.name]), reads=reads, tags=tags)
+    def give_up_if_failed(self, member):
+        if member.session is not None and member.session.failure is not None:
+            member.cut()
+
+    def check_hit(self, member, key, value):
+        number, seen = self.oracle.number[value], self.seen[member.name]
+        assert number >= seen[key], "contract 1: went backwards"
+        assert all(number > seen[tag] for tag in self.tags.get(value, ())), "contract 1: invalidated before"
+        assert self.oracle.ended.get(value, inf) >= self.clock.now - member.settings.max_staleness, "contract 2"
+
+    # -- what happens ----------------------------------------------------------------------------------------------
+
+    @rule(what=ANYTHING)
+    def happen(self, what):
+        """Something happens, from its beginning to its end."""
+        name, who, chance = what
+        if name in OPERATIONS:
+            self.let_finish(self.begin(name, self.members[who], chance))
+        else:
+            self.events[name](self, self.members[who])
+        self.look()
+
+    @rule(what=OPERATION, who=WHO, chance=st.integers(0, 11), executed=st.integers(0, 2), ending=ENDING, data=st.data())
+    def race(self, what, who, chance, executed, ending, data):
+        """An operation takes its time, and other things happen before and after Redis executes it."""
+        doing = self.begin(what, self.members[who], chance)
+        meanwhile = data.draw(st.lists(ANYTHING, min_size=1, max_size=5), label="meanwhile")
+        for at, event in enumerate(meanwhile):
+            if at == executed:
+                self.let_execute(doing)
+            self.happen(event)
+        self.end(doing, ending)
+
+    @precondition(lambda self: len(self.doing) < 3)
+    @rule(what=OPERATION, who=WHO, chance=st.integers(0, 11), executed=st.booleans())
+    def start(self, what, who, chance, executed):
+        """An operation begins, and ends when its time has come."""
+        doing = self.begin(what, self.members[who], chance)
         self.doing.append(doing)
-        if far != "started":
+        if executed:
             self.let_execute(doing)
-        if far == "finished":
-            self.let_finish(doing)
+
+    @precondition(lambda self: self.doing or self.late)
+    @rule(pick=st.integers(0, 2), ending=ENDING)
+    def go_on(self, pick, ending):
+        if self.doing:
+            self.end(self.doing.pop(pick % len(self.doing)), ending)
+        else:
+            self.execute_late()
+
+    # -- operations ------------------------------------------------------------------------------------------------
+
+    def begin(self, what, member, chance):
+        """Begin an operation; ``chance`` decides about its details."""
+        keys, tags = ["k1" if chance % 4 else "k2"], ()
+        match what:
+            case "read":
+                keys = KEYS_READ[chance % 4]
+                flight = member.read(*keys)
+            case "store":
+                value = next(self.values)
+                self.tags[value] = TAGS[chance % 4]
+                flight = member.store({keys[0]: value}, tags=TAGS[chance % 4], ttl=[None, None, 1.5][chance % 3])
+            case "store both":
+                keys = KEYS
+                flight = member.store({key: next(self.values) for key in KEYS})
+            case "delete":
+                flight = member.delete(*keys)
+            case "touch":
+                flight = member.touch(keys[0], 2.0)
+            case "update":
+                flight = member.update(keys[0], lambda _: next(self.values), attempts=2)
+            case "clear":
+                keys = KEYS
+                flight = member.clear()
+            case "invalidate":
+                keys, tags = (), ("t1",)
+                flight = member.invalidate("t1")
+        return Doing(flight, keys, dict(self.seen[member.name]), reads=what == "read", tags=tags)
 
     def let_execute(self, doing):
         asked = doing.keys
@@ -151,16 +246,31 @@ class CoherenceMachine(RuleBasedStateMachine):
         doing.snapshot.update((key, self.oracle.now[key]) for key in asked)
         doing.number = next(self.oracle.count)
 
+    def end(self, doing, how):
+        """Bring an operation to its end, good or bad."""
+        flight = doing.flight
+        if how == "on" or (how == "refused" and flight.executed):
+            self.let_finish(doing)
+            return
+        if how == "lost after" and not flight.executed:
+            self.let_execute(doing)
+        if how == "lost and late" and not flight.executed:
+            self.late.append(flight.requests)
+        if how == "cancelled":
+            flight.close()
+            return
+        with pytest.raises(CacheUnavailable):
+            flight.fail(CacheUnavailable(how, maybe_applied=how != "refused"))
+
     def let_finish(self, doing):
         flight = doing.flight
         try:
-            flight.finish()
+            while not flight.done:
+                if not flight.executed:
+                    self.let_execute(doing)
+                flight.finish()
         except VersionConflict:
-            self.doing.remove(doing)
             return
-        if not flight.done:
-            return
-        self.doing.remove(doing)
         if doing.zombie:
             return
         seen = self.seen[flight.member.name]
@@ -173,106 +283,16 @@ class CoherenceMachine(RuleBasedStateMachine):
         for tag in doing.tags:
             seen[tag] = max(seen[tag], doing.number)
 
-    def give_up_if_failed(self, member):
-        if member.session is not None and member.session.failure is not None:
-            member.cut()
-
-    def check_hit(self, member, key, value):
-        number, seen = self.oracle.number[value], self.seen[member.name]
-        assert number >= seen[key], "contract 1: went backwards"
-        assert all(number > seen[tag] for tag in self.tags.get(value, ())), "contract 1: invalidated before"
-        assert self.oracle.ended.get(value, inf) >= self.clock.now - member.settings.max_staleness, "contract 2"
-
-    # -- operations, step by step ----------------------------------------------------------------------------------
-
-    @precondition(lambda self: len(self.doing) < MOST_DOING)
-    @rule(who=WHO, keys=KEYS_READ, far=FAR_READ)
-    def read(self, who, keys, far):
-        self.start(self.members[who].read(*keys), keys, far, reads=True)
-
-    @rule(who=WHO, key=KEY, tags=TAGS, ttl=TTL, far=FAR)
-    def store(self, who, key, tags, ttl, far):
-        far = far if len(self.doing) < MOST_DOING else "finished"
-        value = next(self.values)
-        self.tags[value] = tags
-        self.start(self.members[who].store({key: value}, tags=tags, ttl=ttl), [key], far)
-
-    @rule(who=WHO, far=FAR, what=WRITE)
-    def write(self, who, far, what):
-        member = self.members[who]
-        far = far if len(self.doing) < MOST_DOING else "finished"
-        match what:
-            case "store":
-                self.start(member.store({key: next(self.values) for key in KEYS}), KEYS, far)
-            case "delete":
-                self.start(member.delete("k1"), ["k1"], far)
-            case "touch":
-                self.start(member.touch("k1", 2.0), ["k1"], far)
-            case "update":
-                self.start(member.update("k1", lambda _: next(self.values), attempts=2), ["k1"], far)
-            case "clear":
-                self.start(member.clear(), KEYS, far)
-            case "invalidate":
-                self.start(member.invalidate("t1"), (), far, tags=("t1",))
-
-    @precondition(lambda self: self.doing or self.late)
-    @rule(pick=PICK, how=HOW)
-    def go_on(self, pick, how):
-        """Let an operation that is under way take its next step, or fail."""
-        if not self.doing:
-            self.execute_late()
-            return
-        doing = self.doing[pick % len(self.doing)]
-        if how not in {"on", "through"}:
-            self.fail(doing, how)
-            return
-        was_executed = doing.flight.executed
-        if not was_executed:
-            self.let_execute(doing)
-        if was_executed or how == "through":
-            self.let_finish(doing)
-
-    def fail(self, doing, how):
-        flight = doing.flight
-        if how == "refused" and flight.executed:
-            return
-        if how == "lost after" and not flight.executed:
-            self.let_execute(doing)
-        if how == "lost and late" and not flight.executed:
-            self.late.append(flight.requests)
-        self.doing.remove(doing)
-        if how == "cancelled":
-            flight.close()
-            return
-        with pytest.raises(CacheUnavailable):
-            flight.fail(CacheUnavailable(how, maybe_applied=how != "refused"))
-
     def execute_late(self):
         self.world.server.execute(self.late.pop(0))
         self.look()
 
-    # -- the local tier --------------------------------------------------------------------------------------------
+    # -- events ----------------------------------------------------------------------------------------------------
 
-    @rule(who=WHO, key=KEY, what=st.sampled_from(["hit", "hit", "hit", "evict", "evict", "clear"]))
-    def local(self, who, key, what):
-        member = self.members[who]
-        if what == "evict":
-            member.shard.tier.remove(key, RemovalCause.SIZE)
-        elif what == "clear":
-            member.shard.clear_local()
-        else:
-            value = member.hit(key)
-            if value is not ABSENT:
-                self.check_hit(member, key, value)
-                self.seen[member.name][key] = self.oracle.number[value]
-
-    # -- the stream ------------------------------------------------------------------------------------------------
-
-    @rule(who=WHO, count=st.sampled_from([1, 99, 99]))
-    def deliver(self, who, count):
-        member = self.members[who]
+    def deliver(self, member, count=99):
         if member.session is None:
             member.open()
+        member.tick()
         member.send()
         for _ in range(min(count, len(member.link.items))):
             member.deliver()
@@ -280,41 +300,12 @@ class CoherenceMachine(RuleBasedStateMachine):
             if member.session is None:
                 return
 
-    @rule(who=WHO, lose_log=st.booleans())
-    def reconnect(self, who, lose_log):
-        if lose_log:
-            self.world.server.lose_log()
-        self.members[who].connect()
-
-    @rule(who=WHO, what=EVENT)
-    def happen(self, who, what):
-        """Something happens to a member, or to the server."""
-        member, server = self.members[who], self.world.server
-        match what:
-            case "cut":
-                member.cut()
-            case "tick":
-                self.tick(member)
-            case "beat" | "answered beat":
-                self.wait(1.0)
-                self.tick(member)
-                if member.session is not None:
-                    member.send()
-                    if what == "answered beat":
-                        self.deliver(who, 99)
-            case "time":
-                self.wait(1.5)
-            case "lose log":
-                server.lose_log()
-            case "lose clock":
-                server.lose_clock()
-            case "flushall":
-                server.flushall()
-        self.look()
-
-    def wait(self, seconds):
-        self.clock.now += seconds
-        self.look()
+    def hit(self, member):
+        for key in KEYS:
+            value = member.hit(key)
+            if value is not ABSENT:
+                self.check_hit(member, key, value)
+                self.seen[member.name][key] = self.oracle.number[value]
 
     def tick(self, member):
         if member.session is None:
@@ -322,6 +313,38 @@ class CoherenceMachine(RuleBasedStateMachine):
         else:
             member.tick()
             self.give_up_if_failed(member)
+
+    def beat(self, member):
+        """A heartbeat is asked; its answer is late."""
+        self.wait(1.0)
+        self.tick(member)
+        if member.session is not None:
+            member.send()
+
+    def answered_beat(self, member):
+        self.beat(member)
+        self.deliver(member)
+
+    def wait(self, seconds):
+        self.clock.now += seconds
+        self.look()
+
+    events: ClassVar = {
+        "deliver": deliver,
+        "deliver one": lambda self, member: self.deliver(member, 1),
+        "evict": lambda self, member: member.shard.tier.remove("k1", RemovalCause.SIZE),
+        "clear local": lambda self, member: member.shard.clear_local(),
+        "hit": hit,
+        "reconnect": lambda self, member: member.connect(),
+        "lose log": lambda self, _: self.world.server.lose_log(),
+        "cut": lambda self, member: member.cut(),
+        "tick": tick,
+        "beat": beat,
+        "answered beat": answered_beat,
+        "time": lambda self, _: self.wait(1.5),
+        "lose clock": lambda self, _: self.world.server.lose_clock(),
+        "flushall": lambda self, _: self.world.server.flushall(),
+    }
 
     # -- what must hold --------------------------------------------------------------------------------------------
 
@@ -351,10 +374,7 @@ class CoherenceMachine(RuleBasedStateMachine):
     def converge(self):
         """Let everything come to rest; then each instance holds and reads what Redis holds, and serves it locally."""
         while self.doing:
-            doing = self.doing[0]
-            if not doing.flight.executed:
-                self.let_execute(doing)
-            self.let_finish(doing)
+            self.let_finish(self.doing.pop(0))
         while self.late:
             self.execute_late()
         for member in self.members:
@@ -399,16 +419,8 @@ class FailoverMachine(CoherenceMachine):
     """With replicas that lag and take over: numbers are handed out twice, and old connections go on answering."""
 
     @rule()
-    def let_a_replica_catch_up(self):
+    def let_the_replica_catch_up(self):
         self.replicate()
-
-    @rule(who=WHO, far=FAR, what=st.sampled_from(["store", "delete", "clear"]))
-    def write(self, who, far, what):
-        super().write(who, far, what)
-
-    @rule(who=WHO, what=st.sampled_from(["cut", "tick", "beat", "answered beat"]))
-    def happen(self, who, what):
-        super().happen(who, what)
 
     @rule(half_open=st.booleans(), writes=st.sampled_from([0, 1, "as many"]))
     def fail_over(self, half_open, writes):
@@ -431,17 +443,16 @@ class FailoverMachine(CoherenceMachine):
         self.replicate()
 
     @precondition(lambda self: self.old)
-    @rule(who=WHO, key=KEY, which=PICK)
-    def read_from_an_old_server(self, who, key, which):
+    @rule(who=WHO, chance=st.integers(0, 3), which=st.integers(0, 3))
+    def read_from_an_old_server(self, who, chance, which):
         """A pooled connection leads to a server that is no primary any more: it goes on answering (P16)."""
         member = self.members[who]
         if member.link is not None and member.link.server in self.old:
             return  # nobody here can know yet, and what the read returns is outside of the contract
-        self.start(member.read(key), [key], "started", reads=True)
-        doing = self.doing[-1]
+        doing = self.begin("read", member, chance)
         doing.zombie = True
         doing.flight.execute(self.old[which % len(self.old)])
-        assert all(isinstance(request, ReadRequest) for request in doing.flight.requests)
+        self.let_finish(doing)
 
 
 @pytest.mark.parametrize("machine", [CoherenceMachine, FailoverMachine])

@@ -24,7 +24,6 @@ from zoneinfo import ZoneInfo
 import msgpack
 import pytest
 
-from coherent_cache import serializers
 from coherent_cache.errors import CoherentCacheError, ConfigError, SerializationError
 from coherent_cache.serializers import (
     CODE_CUSTOM,
@@ -33,8 +32,10 @@ from coherent_cache.serializers import (
     CODE_PICKLE,
     MAX_NESTING,
     Codec,
+    immutable,
     is_immutable,
     make_codec,
+    msgpack_codec,
 )
 
 MSGPACK = make_codec("msgpack")
@@ -239,7 +240,7 @@ def test_a_decimal_does_not_depend_on_the_context_of_writer_or_reader():
         assert MSGPACK.encode(value) == data
         assert same(stored(value), value)
     with localcontext(traps=[]), pytest.raises(SerializationError):
-        MSGPACK.decode(ext(serializers.EXT_DECIMAL, b"abc"), CODE_MSGPACK)
+        MSGPACK.decode(ext(msgpack_codec.EXT_DECIMAL, b"abc"), CODE_MSGPACK)
 
 
 def test_the_order_of_a_dict_is_kept():
@@ -298,11 +299,11 @@ def test_the_numbers_are_frozen():
         (3, "pickle"),
     ]
     names = ["TUPLE", "SET", "FROZENSET", "BIG_INT", "DATETIME", "DATE", "TIME", "TIMEDELTA", "DECIMAL", "UUID"]
-    assert [getattr(serializers, f"EXT_{name}") for name in names] == list(range(1, 11))
+    assert [getattr(msgpack_codec, f"EXT_{name}") for name in names] == list(range(1, 11))
 
 
 def test_the_table_in_the_docstring_names_every_extension():
-    rows = [line.split() for line in serializers.__doc__.splitlines()]
+    rows = [line.split() for line in msgpack_codec.__doc__.splitlines()]
     table = {row[0]: row[1] for row in rows if row and row[0].isdigit()}
     assert [table[str(code)] for code in range(4, 11)] == [
         kind.__name__ for kind in (int, datetime, date, time, timedelta, Decimal, uuid.UUID)
@@ -475,13 +476,13 @@ def test_a_change_by_another_thread_is_a_clean_error(monkeypatch):
     def changed(*_args, **_kwargs):
         raise RuntimeError("dictionary changed size during iteration")
 
-    monkeypatch.setattr(serializers.msgpack, "Packer", changed)
+    monkeypatch.setattr(msgpack_codec.msgpack, "Packer", changed)
     with pytest.raises(SerializationError, match=r"type dict .*\(RuntimeError\)"):
         MSGPACK.encode({})
 
 
 def test_what_changes_between_check_and_packing_is_refused_all_the_same(monkeypatch):
-    monkeypatch.setattr(serializers, "_has_marks", lambda *_: False)
+    monkeypatch.setattr(msgpack_codec, "_has_marks", lambda *_: False)
     with pytest.raises(SerializationError, match=r"^\$\[0\]: type object is not stored exactly"):
         MSGPACK.encode([object()])
 
@@ -521,7 +522,7 @@ DAMAGED = {
     "list as key": b"\x81\x90\x01",
     "dict as key": b"\x81\x80\x01",
     "list in a set": b"\xc1\x92\xc7\x00\x02\x90",
-    "unhashable Decimal in a set": b"\xc1\x92\xc7\x00\x02" + ext(serializers.EXT_DECIMAL, b"sNaN"),
+    "unhashable Decimal in a set": b"\xc1\x92\xc7\x00\x02" + ext(msgpack_codec.EXT_DECIMAL, b"sNaN"),
     "mark outside of marked bytes": b"\x91\xc7\x00\x01",
     "mark without a list": b"\xc1\xc7\x00\x01",
     "mark not at the front": b"\xc1\x92\x01\xc7\x00\x01",
@@ -533,30 +534,30 @@ DAMAGED = {
     "negative extension": b"\xd4\xfe\x00",
     "bad timestamp": b"\xd4\xff\x00",
     "timestamp of the year 292e9": b"\xc7\x0c\xff" + b"\x00\x00\x00\x00" + b"\x7f" * 8,
-    "datetime too short": ext(serializers.EXT_DATETIME, b"\x00"),
-    "datetime month 0": ext(serializers.EXT_DATETIME, b"\x07\xe8" + b"\x00" * 11),
-    "naive datetime with a zone": ext(serializers.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 00 61")),
-    "datetime zone 4": ext(serializers.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 08")),
-    "datetime offset too short": ext(serializers.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 02 00")),
+    "datetime too short": ext(msgpack_codec.EXT_DATETIME, b"\x00"),
+    "datetime month 0": ext(msgpack_codec.EXT_DATETIME, b"\x07\xe8" + b"\x00" * 11),
+    "naive datetime with a zone": ext(msgpack_codec.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 00 61")),
+    "datetime zone 4": ext(msgpack_codec.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 08")),
+    "datetime offset too short": ext(msgpack_codec.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 02 00")),
     "datetime offset of a week": ext(
-        serializers.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 02") + (7 * 86400 * 10**6).to_bytes(8, "big")
+        msgpack_codec.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 02") + (7 * 86400 * 10**6).to_bytes(8, "big")
     ),
-    "datetime offset huge": ext(serializers.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 02") + b"\x7f" * 8),
-    "zone escaping": ext(serializers.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 06") + b"../../etc/passwd"),
-    "zone absolute": ext(serializers.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 06") + b"/etc/passwd"),
-    "zone with NUL": ext(serializers.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 06") + b"a\x00b"),
-    "zone empty": ext(serializers.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 06")),
-    "zone a folder": ext(serializers.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 06") + b"America"),
-    "zone bad utf-8": ext(serializers.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 06") + b"\xff"),
-    "date too long": ext(serializers.EXT_DATE, b"\x07\xe8\x02\x1d\x00"),
-    "date month 13": ext(serializers.EXT_DATE, b"\x07\xe8\x0d\x01"),
-    "time hour 99": ext(serializers.EXT_TIME, b"\x63" + b"\x00" * 7),
-    "timedelta too large": ext(serializers.EXT_TIMEDELTA, b"\x7f" * 12),
-    "decimal empty": ext(serializers.EXT_DECIMAL, b""),
-    "decimal words": ext(serializers.EXT_DECIMAL, b"abc"),
-    "decimal not canonical": ext(serializers.EXT_DECIMAL, b" 1_0"),
-    "decimal not ascii": ext(serializers.EXT_DECIMAL, "\u0661".encode()),
-    "uuid too short": ext(serializers.EXT_UUID, b"\x00" * 15),
+    "datetime offset huge": ext(msgpack_codec.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 02") + b"\x7f" * 8),
+    "zone escaping": ext(msgpack_codec.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 06") + b"../../etc/passwd"),
+    "zone absolute": ext(msgpack_codec.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 06") + b"/etc/passwd"),
+    "zone with NUL": ext(msgpack_codec.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 06") + b"a\x00b"),
+    "zone empty": ext(msgpack_codec.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 06")),
+    "zone a folder": ext(msgpack_codec.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 06") + b"America"),
+    "zone bad utf-8": ext(msgpack_codec.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 06") + b"\xff"),
+    "date too long": ext(msgpack_codec.EXT_DATE, b"\x07\xe8\x02\x1d\x00"),
+    "date month 13": ext(msgpack_codec.EXT_DATE, b"\x07\xe8\x0d\x01"),
+    "time hour 99": ext(msgpack_codec.EXT_TIME, b"\x63" + b"\x00" * 7),
+    "timedelta too large": ext(msgpack_codec.EXT_TIMEDELTA, b"\x7f" * 12),
+    "decimal empty": ext(msgpack_codec.EXT_DECIMAL, b""),
+    "decimal words": ext(msgpack_codec.EXT_DECIMAL, b"abc"),
+    "decimal not canonical": ext(msgpack_codec.EXT_DECIMAL, b" 1_0"),
+    "decimal not ascii": ext(msgpack_codec.EXT_DECIMAL, "\u0661".encode()),
+    "uuid too short": ext(msgpack_codec.EXT_UUID, b"\x00" * 15),
 }
 
 
@@ -568,7 +569,7 @@ def test_damaged_msgpack_is_a_clean_error(data):
 
 
 def test_a_missing_zone_is_named_as_the_reason():
-    data = ext(serializers.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 06") + b"Mars/Olympus")
+    data = ext(msgpack_codec.EXT_DATETIME, bytes.fromhex("07e8021d01020300000004 06") + b"Mars/Olympus")
     with pytest.raises(SerializationError, match="install the tzdata package"):
         MSGPACK.decode(data, CODE_MSGPACK)
 
@@ -899,5 +900,5 @@ def test_immutable_gives_up_on_huge_values():
     for _ in range(200):
         value = (value, value)  # 2**200 paths
     assert not is_immutable(value)
-    assert is_immutable((1,) * serializers.IMMUTABLE_ITEMS)
-    assert not is_immutable((1,) * (serializers.IMMUTABLE_ITEMS + 1))
+    assert is_immutable((1,) * immutable.IMMUTABLE_ITEMS)
+    assert not is_immutable((1,) * (immutable.IMMUTABLE_ITEMS + 1))

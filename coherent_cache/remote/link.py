@@ -128,7 +128,7 @@ class SocketLink:
             self._reader.feed(data)
             while (raw := self._reader.gets(False)) is not Ellipsis:
                 items.append(_item(raw))
-        except hiredis.HiredisError as error:
+        except (hiredis.HiredisError, TypeError) as error:  # TypeError: a map in which a list is a key
             raise LinkLost(f"not the Redis protocol: {error}") from error
         return items
 
@@ -205,10 +205,18 @@ _KINDS: Final = {
 
 
 def _item(raw: Any) -> Item:
+    """Tell what came in by its form.
+
+    Raises:
+        LinkLost: a message, or what confirms a subscription, holds what no server sends there.
+    """
     if isinstance(raw, list) and len(raw) == 3:
-        kind = _KINDS.get(raw[0])
+        word, channel, data = raw
+        kind = _KINDS.get(word) if type(word) is bytes else None
         if kind is not None:
-            return Item(kind, raw[1], raw[2])
+            if type(channel) is not bytes or (type(data) is not bytes and kind == "message"):
+                raise LinkLost(f"a {kind} of other types: {type(channel).__name__}, {type(data).__name__}")
+            return Item(kind, channel, data)
     if isinstance(raw, ReplyError):
         return Item("error", b"", raw)
     return Item("reply", b"", raw)

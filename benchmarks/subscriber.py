@@ -77,17 +77,16 @@ def absorbed(bench: Bench) -> list[Row]:
 
 def _flood(client: redis.Redis, names: Any, raw_channel: bytes | None) -> list[list[Any]]:
     """Return the arguments of the scripts: the next messages of the namespace's history, one key each."""
-    epoch, seq = client.hmget(names.clock, "epoch", "seq")
+    epoch, seq, nonce = client.hmget(names.clock, "epoch", "seq", "nonce")
     position, now_us = int(seq), int(time.time() * 1e6)
     packed = []
     for start in range(0, len(KEYS), PER_SCRIPT):
         messages = []
         for key in KEYS[start : start + PER_SCRIPT]:
             position += 1
-            nonce = os.urandom(8)
-            messages.append(
-                encode_message(Message(Kind.SET, epoch, position, nonce, now_us, "a-writer-elsewhere", (key,)))
-            )
+            previous, nonce = nonce, os.urandom(8)
+            message = Message(Kind.SET, epoch, position, nonce, previous, now_us, "a-writer-elsewhere", (key,))
+            messages.append(encode_message(message))
         head = [names.channel, position, nonce] if raw_channel is None else [raw_channel, "", ""]
         packed.append([*head, *messages])
     return packed

@@ -87,7 +87,7 @@ class HistoryLost(Event):
 
 @dataclass(frozen=True, slots=True)
 class MessageGap(Event):
-    """A live stream skipped or repeated a number (P6): a resync follows.
+    """A message does not continue the stream, by its number or its predecessor's nonce (P6): a resync follows.
 
     Attributes:
         shard: number of the shard.

@@ -23,7 +23,7 @@ The expiry is the one that Redis was given, by the same clock; so that a read ne
 
 Message, published and logged by every write::
 
-    01, then [kind, epoch, seq, nonce, seconds, microseconds, origin, names]
+    01, then [kind, epoch, seq, nonce, previous nonce, seconds, microseconds, origin, names]
 
 ``seq``, ``seconds`` and ``microseconds`` (the server's clock) are decimal text, ``origin`` is the instance that wrote,
 ``names`` are user keys or tags.
@@ -75,7 +75,7 @@ _BIN_FORMS: Final = {0xC4: (1, 0), 0xC5: (2, 0x100), 0xC6: (4, 0x1_0000)}
 """Bytes that a payload's length has, and the least length written so: one envelope has one spelling."""
 
 
-_MESSAGE_TYPES: Final[list[type]] = [int, bytes, str, bytes, str, str, str, list]
+_MESSAGE_TYPES: Final[list[type]] = [int, bytes, str, bytes, bytes, str, str, str, list]
 _SYNC_TYPES: Final[list[type]] = [bytes, str, bytes, str, bytes, str, str, list]
 _ONLY_TEXT: Final[set[type]] = {str}
 
@@ -115,6 +115,7 @@ class Message(NamedTuple):
         epoch: history that the write belongs to.
         seq: position in that history.
         nonce: 8 random bytes that name this write, to tell two histories with equal numbers apart.
+        previous: nonce of the write before it; of the first, the first half of the epoch.
         time_us: server clock in microseconds when the write was executed.
         origin: id of the instance that wrote.
         names: user keys; for ``Kind.TAG`` tags; for ``Kind.CLEAR`` nothing.
@@ -124,6 +125,7 @@ class Message(NamedTuple):
     epoch: bytes
     seq: int
     nonce: bytes
+    previous: bytes
     time_us: int
     origin: str
     names: tuple[str, ...]
@@ -233,8 +235,8 @@ def _decode_envelope(data: bytes, prefix: bytes) -> Envelope:
 
 
 def encode_message_ends(kind: Kind, origin: str, names: tuple[str, ...]) -> tuple[bytes, bytes]:
-    """Encode what precedes and follows epoch, seq, nonce and time in a message; a script writes these four."""
-    head = _MESSAGE_FORMAT_BYTE + bytes((0x98, kind))
+    """Encode what precedes and follows epoch, seq, nonces and time in a message; a script writes these."""
+    head = _MESSAGE_FORMAT_BYTE + bytes((0x99, kind))
     return head, _packed(origin) + msgpack.Packer().pack(names)
 
 
@@ -246,7 +248,7 @@ def encode_message(message: Message) -> bytes:
     """Encode a whole message, as the scripts do (tests and simulator need it)."""
     head, tail = encode_message_ends(message.kind, message.origin, message.names)
     seconds, microseconds = divmod(message.time_us, 1_000_000)
-    fields = (message.epoch, str(message.seq), message.nonce, str(seconds), str(microseconds))
+    fields = (message.epoch, str(message.seq), message.nonce, message.previous, str(seconds), str(microseconds))
     middle = b"".join(map(msgpack.packb, fields))
     return head + middle + tail
 
@@ -259,7 +261,7 @@ def decode_message(data: bytes) -> Message:
         WireError: anything else that is no message.
     """
     fields = _unpack(data, _MESSAGE_TYPES, "message")
-    number, epoch, seq, nonce, seconds, microseconds, origin, names = fields
+    number, epoch, seq, nonce, previous, seconds, microseconds, origin, names = fields
     kind = _KINDS.get(number)
     if kind is None:
         raise UnknownFormat(f"message of kind {number}")
@@ -268,7 +270,9 @@ def decode_message(data: bytes) -> Message:
     position = _position(epoch, seq, nonce)
     if not position:
         raise WireError("a version is out of range")
-    return Message(kind, epoch, position, nonce, _time_us(seconds, microseconds), origin, tuple(names))
+    if len(previous) != NONCE_BYTES:
+        raise WireError("a nonce is of another length")
+    return Message(kind, epoch, position, nonce, previous, _time_us(seconds, microseconds), origin, tuple(names))
 
 
 def encode_sync_reply(reply: SyncReply) -> bytes:

@@ -153,8 +153,8 @@ def a_message(rng: Random, **fields: Any) -> Message:
     names = TAGS if kind is Kind.TAG else () if kind is Kind.CLEAR else KEYS
     chosen = tuple(rng.choice(names) for _ in range(rng.randint(1, 3))) if names else ()
     message = Message(
-        kind, rng.choice(EPOCHS), rng.choice((1, 2, 5, wire.MAX_SEQ)), rng.randbytes(8), rng.randrange(10**15),
-        some_text(rng), chosen,
+        kind, rng.choice(EPOCHS), rng.choice((1, 2, 5, wire.MAX_SEQ)), rng.randbytes(8), rng.randbytes(8),
+        rng.randrange(10**15), some_text(rng), chosen,
     )  # fmt: skip
     return message._replace(**fields)
 
@@ -499,7 +499,8 @@ class Stream:
         if rng.random() < 0.01:  # Redis loses everything
             self.epoch, self.seq, self.log = rng.randbytes(16), 0, []
         nonce = rng.randbytes(8)
-        message = wire.encode_message(a_message(rng, epoch=self.epoch, seq=self.seq + 1, nonce=nonce))
+        fields = {"epoch": self.epoch, "seq": self.seq + 1, "nonce": nonce, "previous": self.nonce}
+        message = wire.encode_message(a_message(rng, **fields))
         if happens:
             self.seq, self.nonce = self.seq + 1, nonce
             self.log = [*self.log[-30:], (self.seq, message)]

@@ -216,7 +216,10 @@ def opened(side, key, data, now_ms):
 
 
 def told(side, message):
-    return message._replace(epoch=side.numbers[message.epoch], nonce=side.numbers[message.nonce], time_us=0)
+    numbers = side.numbers
+    return message._replace(
+        epoch=numbers[message.epoch], nonce=numbers[message.nonce], previous=numbers[message.previous], time_us=0
+    )
 
 
 def answer(side, step):

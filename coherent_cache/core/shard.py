@@ -440,11 +440,14 @@ class Shard:
         return None
 
     def _move(self, message: Message) -> bool:
-        """Move the position by a message of the present epoch; False on a gap or a step back (P6)."""
+        """Move the position by a message of the present epoch; False if it does not continue it (P6).
+
+        The number alone would not do: a server that was demoted may forward another history to its old subscribers.
+        """
         if not self.synced:
             return True
         assert self.position is not None
-        if message.seq != self.position + 1:
+        if message.seq != self.position + 1 or message.previous != self.nonce:
             self._emit(MessageGap(self.index, self.position + 1, message.seq))
             self.synced = False
             self._change(Trigger.DOUBTED, "gap in the stream")

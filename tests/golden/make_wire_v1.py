@@ -36,6 +36,7 @@ TARGET = Path(__file__).with_name("wire-v1.json")
 EPOCH = bytes(range(0xA0, 0xB0))
 OTHER_EPOCH = bytes(range(16))
 NONCE = bytes(range(0xE0, 0xE8))
+PREVIOUS = bytes(range(0xE8, 0xF0))
 EXPIRES_MS = 1_800_000_000_123
 TIME_US = 1_800_000_000_000_042
 LONGEST_IN_FULL = 300  # bytes; longer ones are recorded by length and SHA-256
@@ -135,12 +136,20 @@ def bin32(data: bytes) -> bytes:
 
 def message(kind: Kind, names: list[str], **changes: Any) -> dict[str, Any]:
     """Return the record of one message, as Python writes it and as the scripts do."""
-    fields: dict[str, Any] = {"epoch": EPOCH.hex(), "seq": 42, "nonce": NONCE.hex(), "time_us": TIME_US, "origin": "me"}
+    fields: dict[str, Any] = {
+        "epoch": EPOCH.hex(),
+        "seq": 42,
+        "nonce": NONCE.hex(),
+        "previous": PREVIOUS.hex(),
+        "time_us": TIME_US,
+        "origin": "me",
+    }
     fields |= changes
-    plain = fields | {"epoch": EPOCH, "nonce": NONCE}
+    plain = fields | {"epoch": EPOCH, "nonce": NONCE, "previous": PREVIOUS}
     head, tail = encode_message_ends(kind, fields["origin"], tuple(names))
     seconds, microseconds = divmod(fields["time_us"], 1_000_000)
     middle = b"\xc4\x10" + EPOCH + str8(str(fields["seq"])) + b"\xc4\x08" + NONCE
+    middle += b"\xc4\x08" + PREVIOUS
     return {
         "kind": int(kind),
         **fields,
@@ -191,7 +200,7 @@ def sync_reply(entries: list[bytes], **changes: Any) -> dict[str, Any]:
 
 def sync_replies() -> list[dict[str, Any]]:
     """Return records of sync replies."""
-    entry = encode_message(Message(Kind.SET, EPOCH, 41, NONCE, TIME_US, "me", ("a",)))
+    entry = encode_message(Message(Kind.SET, EPOCH, 41, NONCE, PREVIOUS, TIME_US, "me", ("a",)))
     return [
         sync_reply([]),
         sync_reply([], seq=0, token=""),

@@ -43,6 +43,7 @@ MESSAGES = st.builds(
     epoch=EPOCHS,
     seq=SEQS,
     nonce=NONCES,
+    previous=NONCES,
     time_us=TIMES,
     origin=TEXT,
     names=st.lists(TEXT, max_size=20).map(tuple),
@@ -271,6 +272,7 @@ def test_what_a_script_puts_between_the_ends_of_a_message_comes_back(message):
     head, tail = wire.encode_message_ends(message.kind, message.origin, message.names)
     seconds, microseconds = divmod(message.time_us, 1_000_000)
     middle = b"\xc4\x10" + message.epoch + text(message.seq) + b"\xc4\x08" + message.nonce
+    middle += b"\xc4\x08" + message.previous
     data = head + middle + text(seconds) + text(microseconds) + tail
 
     assert wire.decode_message(data) == message

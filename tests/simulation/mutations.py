@@ -147,6 +147,10 @@ MUTATIONS = [
         "failover", 3000,
     ),
     Mutation(
+        "chain", "P6: a message continues the position if it names the write there as its predecessor",
+        ((Shard, "_move", (" or message.previous != self.nonce", "")),), "demotion", 4000,
+    ),
+    Mutation(
         "drop_above", "P6: entries above the proven position go",
         ((Shard, "resync", ("self.tier.drop_above(self.position)", "0")),), "failover", 3000,
     ),
@@ -226,7 +230,8 @@ MUTATIONS = [
     ),
     Mutation(
         "gap", "P6: a gap in the stream needs a resync",
-        ((Shard, "_move", ("message.seq != self.position + 1", "False")),), "loss", 2000,
+        ((Shard, "_move", ("message.seq != self.position + 1 or message.previous != self.nonce", "False")),),
+        "loss", 2000,
     ),
     Mutation(
         "probe", "P4: only a primary that accepts writes proves anything",

@@ -4,7 +4,7 @@ import pytest
 
 from coherent_cache.testing.simulation import draw, violation_of
 from tests.simulation.mutations import MUTATIONS, REDUNDANT
-from tests.simulation.trails import FORWARDED, TRAILS
+from tests.simulation.trails import TRAILS
 
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
 
@@ -32,9 +32,3 @@ def test_a_rule_that_others_make_up_for_breaks_nothing(mutation):
     with mutation.applied():
         for seed in range(mutation.seeds):
             assert violation_of(draw(seed, mutation.profile)) is None
-
-
-@pytest.mark.xfail(strict=True, reason="nothing proves that a message continues the position but its number")
-def test_known_hole_forwarded():
-    """See ``trails.FORWARDED``. When this passes: let drawn schedules forward too (``Schedule.forwards_always``)."""
-    assert violation_of(FORWARDED) is None

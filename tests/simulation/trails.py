@@ -124,13 +124,11 @@ TRAILS = {
     "probe": trail(
         put(0.5, B), get(0.9, A), fault(1.0, A, "replicate"), fault(1.1, A, "misroute", 1.0), put(1.5, B), get(2.0, A)
     ),
+    # R1 is demoted and takes a copy of R2, which lacks a's 2 and has another one; then it forwards R2's 3 to a, on the
+    # connection that a has had all the time: 3 follows 2, so by the number a would be at R2's 3, and a resync agrees.
+    "chain": trail(
+        put(0.5, B), fault(0.6, B, "replicate"), put(0.7, B, "k2"), get(0.9, A), fault(1.1, A, "fail_over", DEMOTE),
+        fault(1.11, B, "cut"), fault(1.12, B, "cut_commands", 0.1), put(1.2, B), fault(1.25, B, "replicate"),
+        put(1.3, B, "k2"), fault(1.35, B, "replicate"),
+    ),
 }  # fmt: skip
-
-FORWARDED = trail(
-    put(0.5, B), fault(0.6, B, "replicate"), put(0.7, B, "k2"), get(0.9, A), fault(1.1, A, "fail_over", DEMOTE),
-    fault(1.11, B, "cut"), fault(1.12, B, "cut_commands", 0.1), put(1.2, B), fault(1.25, B, "replicate"),
-    put(1.3, B, "k2"), fault(1.35, B, "replicate"), forwards_always=True,
-)  # fmt: skip
-"""R1 is demoted and takes a copy of R2, which lacks a's 2 and has another one; then it forwards R2's 3 to a, on the
-connection that a has had all the time: 3 follows 2, so a believes to be at R2's 3, and the resync there agrees.
-"""

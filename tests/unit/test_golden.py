@@ -94,6 +94,7 @@ def test_messages(record):
         epoch=bytes.fromhex(record["epoch"]),
         seq=record["seq"],
         nonce=bytes.fromhex(record["nonce"]),
+        previous=bytes.fromhex(record["previous"]),
         time_us=record["time_us"],
         origin=record["origin"],
         names=tuple(record["names"]),
@@ -113,9 +114,9 @@ def test_messages_as_the_scripts_write_them(record):
 
     head, tail = wire.encode_message_ends(Kind(record["kind"]), record["origin"], tuple(record["names"]))
     seconds, microseconds = divmod(record["time_us"], 1_000_000)
-    epoch, nonce = bytes.fromhex(record["epoch"]), bytes.fromhex(record["nonce"])
-    middle = b"\xc4\x10" + epoch + text(record["seq"]) + b"\xc4\x08" + nonce + text(seconds) + text(microseconds)
-    data = head + middle + tail
+    epoch, nonce, previous = (bytes.fromhex(record[name]) for name in ("epoch", "nonce", "previous"))
+    middle = b"\xc4\x10" + epoch + text(record["seq"]) + b"\xc4\x08" + nonce + b"\xc4\x08" + previous
+    data = head + middle + text(seconds) + text(microseconds) + tail
 
     assert_recorded(data, record["bytes_of_scripts"])
     decoded = wire.decode_message(data)

@@ -31,6 +31,7 @@ from coherent_cache.wire import (
 
 EPOCH = bytes(range(EPOCH_BYTES))
 NONCE = bytes(range(100, 100 + NONCE_BYTES))
+PREVIOUS = bytes(range(110, 110 + NONCE_BYTES))
 DIGEST = bytes(range(200, 200 + DIGEST_BYTES))
 # Offsets by the layout in the module's docstring.
 DIGEST_AT, FLAGS_AT, SEQ_AT, EXPIRES_AT, HEADER_SIZE = 5, 14, 36, 53, 69
@@ -58,6 +59,7 @@ def message(**changes) -> Message:
         "epoch": EPOCH,
         "seq": 7,
         "nonce": NONCE,
+        "previous": PREVIOUS,
         "time_us": 1_800_000_000_000_042,
         "origin": "host-1-abc",
         "names": ("a", "b"),
@@ -79,7 +81,7 @@ def sync_reply(**changes) -> SyncReply:
 
 
 # What a decoder meets: the fields after the format byte, each of which a test can spoil.
-MESSAGE_FIELDS = [1, EPOCH, "7", NONCE, "1800000000", "42", "host-1-abc", ["a", "b"]]
+MESSAGE_FIELDS = [1, EPOCH, "7", NONCE, PREVIOUS, "1800000000", "42", "host-1-abc", ["a", "b"]]
 SYNC_FIELDS = [b"token", "", EPOCH, "7", NONCE, "1800000000", "42", [b"one", b"two"]]
 
 
@@ -348,7 +350,7 @@ def test_a_message_has_the_documented_layout():
 def test_the_ends_of_a_message_enclose_what_the_script_writes():
     head, tail = encode_message_ends(Kind.TAG, "me", ("red",))
 
-    middle = b"".join(map(msgpack.packb, (EPOCH, "7", NONCE, "1", "000042")))
+    middle = b"".join(map(msgpack.packb, (EPOCH, "7", NONCE, PREVIOUS, "1", "000042")))
     decoded = decode_message(head + middle + tail)
 
     assert decoded == message(kind=Kind.TAG, time_us=1_000_042, origin="me", names=("red",))
@@ -360,7 +362,8 @@ def test_the_numbers_of_a_message_may_have_any_msgpack_length():
         return b"\xd9" + bytes((len(text),)) + text.encode()
 
     head, tail = encode_message_ends(Kind.SET, "host-1-abc", ("a", "b"))
-    middle = b"\xc4\x10" + EPOCH + str8("7") + b"\xc4\x08" + NONCE + str8("1800000000") + str8("42")
+    middle = b"\xc4\x10" + EPOCH + str8("7") + b"\xc4\x08" + NONCE + b"\xc4\x08" + PREVIOUS
+    middle += str8("1800000000") + str8("42")
 
     assert decode_message(head + middle + tail) == message(time_us=1_800_000_000_000_042)
 
@@ -393,13 +396,14 @@ def test_a_message_of_an_unknown_kind_is_another_format(kind):
         (2, 7),
         (2, b"7"),
         (3, "12345678"),
-        (4, 1_800_000_000),
-        (5, 42),
-        (6, b"host"),
-        (6, None),
-        (7, "ab"),
-        (7, {"a": 1}),
+        (4, "12345678"),
+        (5, 1_800_000_000),
+        (6, 42),
+        (7, b"host"),
         (7, None),
+        (8, "ab"),
+        (8, {"a": 1}),
+        (8, None),
     ],
 )
 def test_a_message_with_a_field_of_another_type_is_refused(at, value):
@@ -410,10 +414,10 @@ def test_a_message_with_a_field_of_another_type_is_refused(at, value):
 @pytest.mark.parametrize("names", [[b"a"], ["a", 1], ["a", None], [["a"]]])
 def test_a_message_with_a_name_that_is_no_text_is_refused(names):
     with pytest.raises(WireError, match="names"):
-        decode_message(packed(MESSAGE_FIELDS, {7: names}))
+        decode_message(packed(MESSAGE_FIELDS, {8: names}))
 
 
-@pytest.mark.parametrize("length", [0, 7, 8, 9])
+@pytest.mark.parametrize("length", [0, 8, 9, 10])
 def test_a_message_has_neither_fewer_nor_more_fields(length):
     fields = [*MESSAGE_FIELDS, 1][:length]
     if length == len(MESSAGE_FIELDS):
@@ -443,16 +447,18 @@ def test_a_nonce_of_another_length_is_refused(length):
     with pytest.raises(WireError, match="another length"):
         decode_message(packed(MESSAGE_FIELDS, {3: bytes(length)}))
     with pytest.raises(WireError, match="another length"):
+        decode_message(packed(MESSAGE_FIELDS, {4: bytes(length)}))
+    with pytest.raises(WireError, match="another length"):
         decode_sync_reply(packed(SYNC_FIELDS, {4: bytes(length)}))
 
 
 @pytest.mark.parametrize("text", ["", "+7", "-7", " 7", "7 ", "1_0", "7.0", "1e3", "٣", "²", "0x7", "1" * 17])
-@pytest.mark.parametrize("at", [2, 4, 5])
+@pytest.mark.parametrize("at", [2, 5, 6])
 def test_the_numbers_of_a_message_are_digits_alone(at, text):
     with pytest.raises(WireError, match="number"):
         decode_message(packed(MESSAGE_FIELDS, {at: text}))
     with pytest.raises(WireError, match="number"):
-        decode_sync_reply(packed(SYNC_FIELDS, {at + 1: text}))
+        decode_sync_reply(packed(SYNC_FIELDS, {at + (at == 2): text}))
 
 
 @pytest.mark.parametrize("seq", ["0", str(MAX_SEQ + 1)])

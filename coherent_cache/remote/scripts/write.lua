@@ -1,8 +1,9 @@
 -- Common to all writes; put before each of them (rule P1).
 -- ARGV[2] channel, ARGV[3] log length, ARGV[4] 16 random bytes: the epoch if one must be made, and their first half
--- the nonce; ARGV[5] and ARGV[6] what precedes and follows epoch, seq, nonce and time in the message.
+-- the nonce; ARGV[5] and ARGV[6] what precedes and follows epoch, seq, nonces and time in the message. A message names
+-- its predecessor by that one's nonce; that of the first is the epoch's first half, as sync.lua makes it.
 
-local clock = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'floor', 'config')
+local clock = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'floor', 'config', 'nonce')
 local epoch, seq, floor = clock[1], tonumber(clock[2] or 0), tonumber(clock[3] or 0)
 if clock[4] and clock[4] ~= ARGV[1] then return redis.error_reply('CCMISMATCH ' .. clock[4]) end
 local time = redis.call('TIME')
@@ -29,7 +30,8 @@ local function advance()
   end
   seq = seq + 1
   local text, nonce = decimal(seq), string.sub(ARGV[4], 1, 8)
-  local message = ARGV[5] .. '\196\016' .. epoch .. '\217' .. string.char(#text) .. text .. '\196\008' .. nonce
+  local previous = clock[1] and clock[5] or string.sub(epoch, 1, 8)
+  local message = ARGV[5] .. '\196\016' .. epoch .. '\217' .. string.char(#text) .. text .. '\196\008' .. nonce .. '\196\008' .. previous
     .. '\217' .. string.char(#time[1]) .. time[1] .. '\217' .. string.char(#time[2]) .. time[2] .. ARGV[6]
   local err = append(text .. '-0', message)
   if err then return err end
@@ -45,5 +47,8 @@ end
 -- When a value stored now expires, as the envelope's 16 digits; 0 for never.
 local function expiry(ttl)
   if ttl == '0' then return '0000000000000000' end
-  return string.format('%016.0f', tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + tonumber(ttl))
+  local ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + tonumber(ttl)
+  local seconds = math.floor(ms / 1000)
+  if seconds < 2147483648 then return string.format('%013d%03d', seconds, ms % 1000) end
+  return string.format('%016.0f', ms)
 end

@@ -99,7 +99,9 @@ def _damage(world: World, process: Process, key: str, how: float, _b: float, _c:
     elif how < 0.8:
         junk = b"\x01not msgpack"
     else:
-        junk = encode_message(Message(Kind.SET, world.entropy(), data.seq + 1, b"n" * 8, 0, "stranger", (key,)))
+        junk = encode_message(
+            Message(Kind.SET, world.entropy(), data.seq + 1, b"n" * 8, b"p" * 8, 0, "stranger", (key,))
+        )
     for link in tuple(server.links):
         link.push("message", world.shard_of(key), junk)
     world.note(process.name, "a damaged message is published")

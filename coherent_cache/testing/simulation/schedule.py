@@ -59,8 +59,6 @@ class Schedule:
         log_length: entries that the log keeps.
         replay_limit: missed messages up to which a resync replays.
         replicates: how often a write is followed by a replication at once, if there is any need for a replica.
-        forwards_always: whether a server that was demoted goes on forwarding to its old subscribers what the new
-            primary publishes, though its history is not the new one's (a known hole: see ``tests/simulation``).
         max_entries: size of the local tiers.
         on_disconnect: as in the settings.
         stale_limit: as in the settings.
@@ -83,7 +81,6 @@ class Schedule:
     log_length: int = 1000
     replay_limit: int = 100
     replicates: float = 0.0
-    forwards_always: bool = False
     max_entries: int = 10
     on_disconnect: Any = "bypass"
     stale_limit: float = 10.0
@@ -102,11 +99,13 @@ class Profile:
         faults: weights of the faults.
         most: most faults of one schedule.
         share: how many of a thousand schedules are of this kind.
+        replicates: how often a write is followed by a replication at once.
     """
 
     faults: dict[str, int] = field(default_factory=dict)
     most: int = 0
     share: int = 1
+    replicates: float = 0.3
 
 
 _NETWORK: Final = {
@@ -121,6 +120,7 @@ _FAILOVER: Final = {
     "replicate": 6, "fail_over": 8, "restart_old": 3, "misroute": 3, "misroute_commands": 4,
     "cut": 3, "pause": 2, "lose_messages": 1, "lose_log": 1,
 }  # fmt: skip
+_DEMOTION: Final = {"fail_over": 3, "cut": 1, "cut_commands": 2, "replicate": 1}
 _LIFE: Final = {"crash": 4, "fork": 3, "cut": 3, "pause": 4, "cancel": 4, "cut_commands": 2, "stall": 2}
 
 PROFILES: Final = {
@@ -129,7 +129,8 @@ PROFILES: Final = {
     "loss": Profile({"lose_messages": 1}, 8, 40),
     "reconnect": Profile({"cut": 1}, 12, 40),
     "server": Profile(_SERVER, 5, 180),
-    "failover": Profile(_FAILOVER, 6, 160),
+    "failover": Profile(_FAILOVER, 6, 130),
+    "demotion": Profile(_DEMOTION, 8, 30, replicates=0.75),
     "life": Profile(_LIFE, 5, 60),
     "chaos": Profile(_NETWORK | _SERVER | _FAILOVER | _LIFE, 9, 100),
 }
@@ -182,7 +183,7 @@ def draw(seed: int, profile: str | None = None) -> Schedule:
         buffer_limit=rng.choice((4, 1000, 1000)),
         log_length=log_length,
         replay_limit=min(log_length, rng.choice((0, 3, 100, 100))),
-        replicates=0.3,
+        replicates=kind.replicates,
         max_entries=max(shards, rng.choice((1, 2, 10, 10))),
         on_disconnect=rng.choice(("bypass", "bypass", "bypass", "serve_stale", "fail")),
     )

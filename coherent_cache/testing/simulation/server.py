@@ -344,7 +344,8 @@ class Server:
         self._check_refuse(DENIED_WHEN_FULL if dirty or data.epoch is None else "")
         entropy = self._entropy()
         epoch, seq, nonce = data.epoch or entropy, data.seq + 1, entropy[:NONCE_BYTES]
-        message = encode_message(Message(kind, epoch, seq, nonce, self._now_us(), origin, names))
+        previous = epoch[:NONCE_BYTES] if data.epoch is None else data.nonce
+        message = encode_message(Message(kind, epoch, seq, nonce, previous, self._now_us(), origin, names))
         if self.garble:
             self.garble, message = False, b"\x07" + message[1:]
         if data.epoch is None:

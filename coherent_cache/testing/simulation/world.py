@@ -261,7 +261,10 @@ class World:
                 self.look(self.primary, shard, keys)
 
     def replicate(self) -> None:
-        """Let the replica, and demoted servers, catch up with the primary; they forward what it has published."""
+        """Let the replica, and demoted servers, catch up with the primary; they forward what it has published.
+
+        A server that was demoted keeps its old subscribers, and forwards to them though its own history ended.
+        """
         if self.primary is None:
             return
         for server in (self.replica, *self._followers):
@@ -269,7 +272,7 @@ class World:
                 continue
             before, server.data = server.data, [data.copy() for data in self.primary.data]
             for shard, (old, new) in enumerate(zip(before, server.data, strict=True)):
-                if old.epoch == new.epoch and (self.schedule.forwards_always or _continues(old, new)):
+                if old.epoch == new.epoch:
                     for message in [message for at, message in new.log if at > old.seq]:
                         for link in tuple(server.links):
                             link.push("message", shard, message)
@@ -328,10 +331,3 @@ class World:
                 link.cut(LOST if notice > 0.85 else notice)
             if pools:
                 process.pool.cut_all(server, noticed=notice < 0.5)
-
-
-def _continues(old: ShardData, new: ShardData) -> bool:
-    """Tell whether a replica can go on from where it is: else it takes a copy of everything."""
-    if old.seq == 0 or (old.seq, old.nonce) == (new.seq, new.nonce):
-        return True
-    return any(at == old.seq and old.nonce in message for at, message in new.log)

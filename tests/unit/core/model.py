@@ -59,7 +59,7 @@ def nonce(seq, history=b"n"):
 
 
 def message(kind, seq, *names, epoch=EPOCH, history=b"n", time_us=0, origin="b"):
-    return Message(kind, epoch, seq, nonce(seq, history), time_us, origin, names)
+    return Message(kind, epoch, seq, nonce(seq, history), nonce(seq - 1, history), time_us, origin, names)
 
 
 def sync_reply(seq, *, epoch=EPOCH, history=b"n", entries=(), time_us=0):
@@ -359,10 +359,13 @@ class Server:
         data = self.shards[shard]
         if data.epoch is None:
             data.epoch, data.seq, data.floor = self._new_epoch(), 0, 0
+            data.nonce = data.epoch[:8]
             data.log.clear()
         data.seq += 1
-        data.nonce = self._new_nonce()
-        message = encode_message(Message(kind, data.epoch, data.seq, data.nonce, self.clock.us, origin, tuple(names)))
+        previous, data.nonce = data.nonce, self._new_nonce()
+        message = encode_message(
+            Message(kind, data.epoch, data.seq, data.nonce, previous, self.clock.us, origin, tuple(names))
+        )
         data.log.append((data.seq, message))
         del data.log[: -self.log_length]
         for link in self.links:

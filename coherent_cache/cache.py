@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from random import Random
 from typing import Any, Final, Literal
@@ -26,6 +26,7 @@ from coherent_cache.keys import check_key
 from coherent_cache.remote.topology import resolve
 from coherent_cache.runtime import Runtime, RuntimeHolder, clock, make_instance_id
 from coherent_cache.serializers import make_codec
+from coherent_cache.serializers.compression import make_compressor
 from coherent_cache.versions import Version
 from coherent_cache.wire import Kind
 
@@ -94,6 +95,9 @@ class CoherentCache:
         stale_limit: float = config.DEFAULT_STALE_LIMIT,
         on_foreign: config.OnForeign = "raise",
         max_value_bytes: int = config.DEFAULT_MAX_VALUE_BYTES,
+        compress: config.Compress | None = None,
+        compress_above: int = config.DEFAULT_COMPRESS_ABOVE,
+        schema: int = 0,
         timeout: float = config.DEFAULT_TIMEOUT,
         max_connections: int = config.DEFAULT_MAX_CONNECTIONS,
         log_length: int = config.DEFAULT_LOG_LENGTH,
@@ -124,7 +128,12 @@ class CoherentCache:
                 ``stale_limit`` seconds) or ``fail`` (raises :class:`NotCoherent`).
             stale_limit: seconds without proof that ``serve_stale`` goes on.
             on_foreign: what a read does on bytes that are not this package's: ``raise`` or ``miss``.
-            max_value_bytes: largest encoded value.
+            max_value_bytes: largest encoded value, before compression; nothing is decompressed to more than that.
+            compress: ``zlib`` or ``zstd`` (the extra of that name) compresses large values in Redis, None does not.
+                Whatever is set here, compressed values are read; the local tier holds them as they were.
+            compress_above: bytes of an encoded value above which it is compressed.
+            schema: number of the values' schema, up to 65,535. Raise it when values change their form: entries of
+                another schema count as absent, for reads, conditions and ``touch``; a write replaces them.
             timeout: seconds that one round trip or attempt to connect may take.
             max_connections: most connections for commands.
             log_length: invalidations that Redis keeps per shard, so that a short disconnection needs no flush.
@@ -138,12 +147,13 @@ class CoherentCache:
             namespace=namespace, shards=shards, max_entries=max_entries, max_bytes=max_bytes, policy=policy, ttl=ttl,
             local_ttl=local_ttl, local_enabled=local_enabled, copy_values=copy_values, heartbeat=heartbeat,
             max_staleness=max_staleness, on_disconnect=on_disconnect, stale_limit=stale_limit, on_foreign=on_foreign,
-            max_value_bytes=max_value_bytes, timeout=timeout, max_connections=max_connections, log_length=log_length,
+            max_value_bytes=max_value_bytes, compress=compress, compress_above=compress_above, schema=schema,
+            timeout=timeout, max_connections=max_connections, log_length=log_length,
             replay_limit=replay_limit,
         )  # fmt: skip
         if instance_id is not None:
             check_instance_id(instance_id)
-        codec = make_codec(serializer, stacklevel=3)
+        codec = replace(make_codec(serializer, stacklevel=3), compressor=make_compressor(compress))
         endpoint = resolve(url, settings)
         self._settings = settings
         self._decode = codec.loads

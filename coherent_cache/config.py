@@ -11,6 +11,7 @@ from coherent_cache.errors import ConfigError
 Policy = Literal["lru", "lfu", "fifo", "random"]
 OnDisconnect = Literal["bypass", "serve_stale", "fail"]
 OnForeign = Literal["raise", "miss"]
+Compress = Literal["zlib", "zstd"]
 
 DEFAULT_MAX_ENTRIES: Final = 10_000
 """Entries of the local tier, over all shards."""
@@ -30,6 +31,12 @@ DEFAULT_STALE_LIMIT: Final = 60.0
 DEFAULT_MAX_VALUE_BYTES: Final = 1024 * 1024
 """Largest encoded value. Redis executes one script at a time; big values make everybody wait."""
 
+DEFAULT_COMPRESS_ABOVE: Final = 1024
+"""Bytes of an encoded value from which it is compressed: fewer are not worth the time."""
+
+MAX_SCHEMA: Final = 65_535
+"""Largest number of a schema: it has two bytes in the envelope."""
+
 DEFAULT_TIMEOUT: Final = 2.0
 """Seconds that one round trip to Redis, or one attempt to connect, may take."""
 
@@ -44,6 +51,9 @@ DEFAULT_REPLAY_LIMIT: Final = 2_000
 
 HEARTBEATS_PER_BOUND: Final = 3
 """``max_staleness`` must span at least this many heartbeats, so that one lost beat does not end service (P4)."""
+
+MAX_PAYLOAD_BYTES: Final = 512 * 1024 * 1024
+"""Redis takes no larger strings."""
 
 MAX_SHARDS: Final = 1024
 """More shards than this help nobody: each costs a heartbeat."""
@@ -71,6 +81,9 @@ class Settings:
     stale_limit: float = DEFAULT_STALE_LIMIT
     on_foreign: OnForeign = "raise"
     max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES
+    compress: Compress | None = None
+    compress_above: int = DEFAULT_COMPRESS_ABOVE
+    schema: int = 0
     timeout: float = DEFAULT_TIMEOUT
     max_connections: int = DEFAULT_MAX_CONNECTIONS
     log_length: int = DEFAULT_LOG_LENGTH
@@ -100,7 +113,11 @@ class Settings:
         _choice("on_disconnect", self.on_disconnect, get_args(OnDisconnect))
         _seconds("stale_limit", self.stale_limit, 0, 10**7)
         _choice("on_foreign", self.on_foreign, get_args(OnForeign))
-        _integer("max_value_bytes", self.max_value_bytes, 1, 512 * 1024 * 1024)
+        _integer("max_value_bytes", self.max_value_bytes, 1, MAX_PAYLOAD_BYTES)
+        if self.compress is not None:
+            _choice("compress", self.compress, get_args(Compress), none="None, or ")
+        _integer("compress_above", self.compress_above, 0, MAX_PAYLOAD_BYTES)
+        _integer("schema", self.schema, 0, MAX_SCHEMA)
         _seconds("timeout", self.timeout, 0.01, 600)
         _integer("max_connections", self.max_connections, 1, 100_000)
         _integer("log_length", self.log_length, 1, 10**7)
@@ -136,9 +153,9 @@ def _integer(option: str, value: object, low: int, high: int) -> None:
         raise ConfigError(option, f"must be an integer from {low:,} to {high:,}, not {value!r}")
 
 
-def _choice(option: str, value: object, allowed: tuple[str, ...]) -> None:
+def _choice(option: str, value: object, allowed: tuple[str, ...], none: str = "") -> None:
     if value not in allowed:
-        raise ConfigError(option, f"must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+        raise ConfigError(option, f"must be {none}one of {', '.join(map(repr, allowed))}, not {value!r}")
 
 
 def _match(option: str, value: object, pattern: re.Pattern[str], rule: str) -> None:

@@ -11,7 +11,7 @@ read it back. What one key's envelopes have in common comes first, so that one c
     1      01        format
     2      98        array of 8
     3-12   c4 08 ..  digest of the key, 8 bytes
-    13-14  cc ..     flags (none defined yet: must be 0)
+    13-14  cc ..     flags
     15-16  cc ..     codec of the payload, see serializers
     17-34  c4 10 ..  epoch, 16 bytes
     35-51  b0 ..     seq, 16 digits
@@ -20,6 +20,10 @@ read it back. What one key's envelopes have in common comes first, so that one c
            c4-c6     payload, binary
 
 The expiry is the one that Redis was given, by the same clock; so that a read needs no PTTL per key.
+
+Flags: bits 0 and 1 say how the payload is compressed (0 not at all, 1 zlib, 2 zstd). With bit 2, the value is of a
+schema other than 0, whose number (u16) takes the place of the digest's last two bytes: so it lies in what one key's
+envelopes have in common, and a reader of the same schema checks it for nothing. The other bits must be 0.
 
 Message, published and logged by every write::
 
@@ -55,6 +59,15 @@ FORMAT: Final = 1
 PREFIX_BYTES: Final = 19
 """Length of what precedes the epoch in an envelope."""
 
+FLAGS_AT: Final = 14
+"""Offset of the flags in an envelope."""
+
+COMPRESSION_MASK: Final = 0x03
+FLAG_SCHEMA: Final = 0x04
+
+CODING_SHIFT: Final = 8
+"""A decoded envelope tells its codec, and above these bits its compression, as one number: one comparison is enough."""
+
 _MAGIC: Final = bytes((ENVELOPE_MAGIC,))
 _MESSAGE_FORMAT_BYTE: Final = bytes((MESSAGE_FORMAT,))
 _DIGITS: Final = 16
@@ -63,6 +76,11 @@ _START: Final = bytes((ENVELOPE_MAGIC, ENVELOPE_FORMAT, 0x98, 0xC4, DIGEST_BYTES
 _EPOCH_HEAD: Final = bytes((0xC4, EPOCH_BYTES))
 _STR16: Final = bytes((0xA0 | _DIGITS,))
 _UINT8: Final = 0xCC
+_KNOWN_FLAGS: Final = COMPRESSION_MASK | FLAG_SCHEMA
+_UNKNOWN_COMPRESSION: Final = 3
+_DIGEST_AT: Final = 5
+_SCHEMA_AT: Final = 11
+_CODEC_AT: Final = 16
 _LAYOUT: Final = (_START, _UINT8, _UINT8, _EPOCH_HEAD, _STR16, _STR16)
 _STR16_BYTE: Final = _STR16[0]
 _NO_TAGS_BYTE: Final = 0x90
@@ -88,6 +106,10 @@ class UnknownFormat(WireError):
     """The bytes are of a format that this release does not know: probably a newer one's."""
 
 
+class OtherSchema(WireError):
+    """A value of another schema than the one that was asked for: as good as absent."""
+
+
 class Kind(IntEnum):
     """What a message reports."""
 
@@ -101,7 +123,9 @@ class Kind(IntEnum):
 _KINDS: Final[dict[int, Kind]] = {kind.value: kind for kind in Kind}
 
 Envelope = tuple[bytes, int, int, int, tuple[str, ...], bytes]
-"""A decoded envelope: epoch, seq, expiry (milliseconds of the server's clock, 0 for never), codec, tags, payload.
+"""A decoded envelope: epoch, seq, expiry (milliseconds of the server's clock, 0 for never), coding, tags, payload.
+
+The coding is the codec plus 256 times the compression, see the flags in the description of the module.
 
 A plain tuple: reads make a hundred at a time.
 """
@@ -154,9 +178,33 @@ class SyncReply:
     entries: tuple[bytes, ...]
 
 
-def envelope_prefix(digest: bytes, codec: int) -> bytes:
-    """Return what the envelopes of one key and codec have in common: all that precedes the epoch."""
-    return b"".join((_START, digest, bytes((_UINT8, 0, _UINT8, codec)), _EPOCH_HEAD))
+def envelope_prefix(digest: bytes, codec: int, schema: int = 0) -> bytes:
+    """Return what the uncompressed envelopes of one key, codec and schema have in common: all that precedes the epoch.
+
+    Args:
+        digest: digest of the key.
+        codec: number of the codec.
+        schema: number of the schema, from 0 to 65,535.
+    """
+    flags = 0
+    if schema:
+        flags, digest = FLAG_SCHEMA, digest[: _SCHEMA_AT - _DIGEST_AT] + schema_bytes(schema)
+    return b"".join((_START, digest, bytes((_UINT8, flags, _UINT8, codec)), _EPOCH_HEAD))
+
+
+def schema_bytes(schema: int) -> bytes:
+    """Return a schema's number as an envelope holds it: two bytes, none for 0."""
+    return schema.to_bytes(2, "big") if schema else b""
+
+
+def compressed_prefix(prefix: bytes, compression: int) -> bytes:
+    """Return what precedes the epoch of an envelope whose payload is compressed.
+
+    Args:
+        prefix: :func:`envelope_prefix` of the key.
+        compression: how, see the flags in the description of the module.
+    """
+    return b"".join((prefix[:FLAGS_AT], bytes((prefix[FLAGS_AT] | compression,)), prefix[FLAGS_AT + 1 :]))
 
 
 def encode_content(tags: tuple[str, ...], payload: bytes) -> bytes:
@@ -181,14 +229,15 @@ def decode_envelope(data: bytes, prefix: bytes) -> Envelope:
 
     Args:
         data: what Redis holds.
-        prefix: :func:`envelope_prefix` of the key that was asked for, with the codec that is to be expected.
+        prefix: :func:`envelope_prefix` of the key that was asked for, with its schema, and the codec to be expected.
 
     Raises:
+        OtherSchema: a value of this key, of another schema than the prefix says.
         UnknownFormat: an envelope of a format that this release does not know.
         WireError: not an envelope, a damaged one, or another key's.
     """
-    # The common case first, by few comparisons: the expected codec, no tags, a payload of 1 byte to 64 KiB. Whatever
-    # differs from it in anything is judged field by field.
+    # The common case first, by few comparisons: the expected codec and schema, not compressed, no tags, a payload of
+    # 1 byte to 64 KiB. Whatever differs from it in anything is judged field by field.
     size = len(data)
     if size > _COMMON.size:
         start, epoch, mark, seq_text, expires_mark, expires, tags, form, length = _COMMON.unpack_from(data)
@@ -201,9 +250,9 @@ def decode_envelope(data: bytes, prefix: bytes) -> Envelope:
             and 0 < (seq := int(seq_text)) <= MAX_SEQ
         ):
             if form == 0xC5 and size == 73 + length and length > 0xFF:
-                return epoch, seq, int(expires), prefix[16], (), data[73:]
+                return epoch, seq, int(expires), prefix[_CODEC_AT], (), data[73:]
             if form == 0xC4 and size == 72 + (length >> 8):
-                return epoch, seq, int(expires), prefix[16], (), data[72:]
+                return epoch, seq, int(expires), prefix[_CODEC_AT], (), data[72:]
     return _decode_envelope(data, prefix)
 
 
@@ -215,15 +264,15 @@ def _decode_envelope(data: bytes, prefix: bytes) -> Envelope:
     if len(data) < _HEADER.size:
         raise WireError("truncated envelope")
     (
-        start, digest, flags_mark, flags, codec_mark, codec,
+        start, _, flags_mark, flags, codec_mark, codec,
         epoch_head, epoch, mark, seq_text, expires_mark, expires_text,
     ) = _HEADER.unpack_from(data)  # fmt: skip
     if (start, flags_mark, codec_mark, epoch_head, mark, expires_mark) != _LAYOUT:
         raise WireError("damaged envelope header")
-    if digest != prefix[5:13]:
-        raise WireError("envelope of another key")
-    if flags:
-        raise UnknownFormat(f"envelope with flags {flags:#x}, this release knows none")
+    compression = flags & COMPRESSION_MASK
+    if flags & ~_KNOWN_FLAGS or compression == _UNKNOWN_COMPRESSION:
+        raise UnknownFormat(f"envelope with flags {flags:#x}, which this release does not know")
+    _check_key_and_schema(data, prefix, (flags ^ prefix[FLAGS_AT]) & FLAG_SCHEMA)
     seq, expires_ms = _number(seq_text), _number(expires_text)
     if not 0 < seq <= MAX_SEQ:
         raise WireError("version out of range")
@@ -231,7 +280,25 @@ def _decode_envelope(data: bytes, prefix: bytes) -> Envelope:
     payload_start, length = _decode_bin_head(data, end)
     if payload_start + length != len(data):
         raise WireError("truncated or overlong payload")
-    return epoch, seq, expires_ms, codec, tags, data[payload_start:]
+    return epoch, seq, expires_ms, codec | compression << CODING_SHIFT, tags, data[payload_start:]
+
+
+def _check_key_and_schema(data: bytes, prefix: bytes, differ: int) -> None:
+    """Compare what is left of the digest beside a schema, then the schema.
+
+    Args:
+        data: an envelope.
+        prefix: what it should begin with, flags and codec aside.
+        differ: whether only one of them names a schema.
+    """
+    if data[_DIGEST_AT:_SCHEMA_AT] != prefix[_DIGEST_AT:_SCHEMA_AT]:
+        raise WireError("envelope of another key")
+    if differ:
+        raise OtherSchema("envelope of another schema")
+    if data[_SCHEMA_AT : _DIGEST_AT + DIGEST_BYTES] != prefix[_SCHEMA_AT : _DIGEST_AT + DIGEST_BYTES]:
+        if prefix[FLAGS_AT] & FLAG_SCHEMA:
+            raise OtherSchema("envelope of another schema")
+        raise WireError("envelope of another key")
 
 
 def encode_message_ends(kind: Kind, origin: str, names: tuple[str, ...]) -> tuple[bytes, bytes]:

@@ -220,9 +220,9 @@ def feed_envelope(rng: Random, data: bytes) -> bool:
     except WireError:
         return False
     epoch, seq, expires_ms, found, tags, payload = fields
-    again = wire.encode_envelope(
-        wire.envelope_prefix(DIGEST, found), epoch, seq, expires_ms, wire.encode_content(tags, payload)
-    )
+    compression, found_codec = divmod(found, 256)
+    start = wire.compressed_prefix(wire.envelope_prefix(DIGEST, found_codec), compression)
+    again = wire.encode_envelope(start, epoch, seq, expires_ms, wire.encode_content(tags, payload))
     assert again == data, "a decoded envelope encodes to other bytes"
     # The short cut must judge as the decoder of all envelopes does.
     assert wire._decode_envelope(data, prefix) == fields, "the short cut decodes otherwise"

@@ -1400,3 +1400,35 @@ def test_a1_a_user_who_may_not_write_is_told_from_one_who_may(own_shard, fresh_s
     assert reply.status
     assert (reply.epoch, reply.seq) == shard.clock()[:2]
     assert shard.sync().status == ""
+
+
+# --- schemas ---
+
+
+@pytest.mark.parametrize(("written", "asked"), [(0, 3), (3, 0), (3, 259)])
+def test_values_of_another_schema_are_judged_as_absent(redis_server, namespace, written, asked):
+    with (
+        opened(redis_server, namespace, schema=written) as writer,
+        opened(redis_server, namespace, schema=asked) as other,
+    ):
+        prefix = envelope_prefix(key_digest(b"a"), CODEC, written)
+        version = writer.run(StoreRequest(0, ("a",), (prefix, encode_content((), b"payload")), TTL_MS)).seq
+
+        assert other.touch("a").applied is False
+        refused = other.store("a", condition=Condition(seq=version))
+        assert (refused.applied, refused.foreign, refused.current_seq) == (False, False, 0)
+        assert other.delete("a", condition=Condition(seq=version)).applied is False
+        assert writer.touch("a").applied is True
+        assert list(other.delete("a", "nothing").existed) == [False, False]
+        assert writer.stored("a") is None
+
+
+def test_a_condition_of_absence_holds_over_another_schema(redis_server, namespace):
+    with opened(redis_server, namespace) as writer, opened(redis_server, namespace, schema=3) as other:
+        writer.store("a")
+        assert writer.store("a", condition=Condition()).applied is False
+        prefix, content = envelope_prefix(key_digest(b"a"), CODEC, 3), encode_content((), b"new")
+
+        assert other.run(StoreRequest(0, ("a",), (prefix, content), TTL_MS, Condition())).applied is True
+        assert other.run(StoreRequest(0, ("a",), (prefix, content), TTL_MS, Condition())).applied is False
+        assert writer.store("a", condition=Condition()).applied is True

@@ -21,7 +21,7 @@ from coherent_cache.serializers import IMMUTABLE_SCALARS, Codec, is_immutable
 from coherent_cache.wire import envelope_prefix
 
 KeyFacts = tuple[bytes, bytes]
-"""A user key in UTF-8, and the prefix of its envelopes in this instance's codec."""
+"""A user key in UTF-8, and the prefix of its envelopes in this instance's codec and schema."""
 
 CACHED_KEYS: Final = 8192
 """Keys whose facts are remembered."""
@@ -91,7 +91,7 @@ class Instance:
 
     def _facts(self, key: str) -> KeyFacts:
         encoded = check_key(key)
-        return encoded, envelope_prefix(key_digest(encoded), self.codec.code)
+        return encoded, envelope_prefix(key_digest(encoded), self.codec.code, self.settings.schema)
 
     # -- keys and values -------------------------------------------------------------------------------------------
 
@@ -118,7 +118,7 @@ class Instance:
         Args:
             facts: the key.
             value: the value, decoded from ``payload``, so that no caller holds the same object.
-            payload: the value in this instance's own codec.
+            payload: the value in this instance's own codec, not compressed.
             seq: version.
             tags: tags.
             expires_at: local expiry in seconds of the local clock.

@@ -44,8 +44,17 @@ from coherent_cache.errors import (
 )
 from coherent_cache.keys import check_key, check_tags, shard_of
 from coherent_cache.serializers import CODE_CUSTOM, Codec
+from coherent_cache.serializers.compression import Compressor, decompress
 from coherent_cache.versions import Version
-from coherent_cache.wire import Kind, WireError, decode_envelope, encode_content
+from coherent_cache.wire import (
+    CODING_SHIFT,
+    Kind,
+    OtherSchema,
+    WireError,
+    compressed_prefix,
+    decode_envelope,
+    encode_content,
+)
 
 
 class Missing:
@@ -174,7 +183,10 @@ def _take(
             items.append((key, clock + 1, None))
             continue
         try:
-            written_in, seq, expires_ms, code, tags, payload = decode_envelope(data, facts[1])
+            written_in, seq, expires_ms, coding, tags, payload = decode_envelope(data, facts[1])
+        except OtherSchema:
+            items.append((key, clock + 1, None))
+            continue
         except WireError as error:
             instance.foreign(key, str(error))  # raises, unless such bytes are to be a miss
             items.append((key, clock + 1, None))
@@ -188,11 +200,10 @@ def _take(
             continue
         kept: bytes | None = payload
         try:
-            if code == code_here:
+            if coding == code_here:
                 value = loads(payload)
             else:
-                value = codec.decode(payload, code)
-                kept = _reencode(codec, value) if keep else b""
+                value, kept = _decode_other(instance, payload, coding)
         except SerializationError as error:
             raise SerializationError(error.reason, key=key) from error
         # What Redis has left, counted from before the request was sent.
@@ -239,7 +250,7 @@ def store(
     groups = _by_shard(instance, items)
     payloads = {key: _encode(instance, key, value) for key, value in items.items()}
     ttl_ms = 0 if ttl is None else max(1, round(ttl * 1000))
-    settings, codec_loads = instance.settings, instance.codec.loads
+    settings, codec_loads, compressor = instance.settings, instance.codec.loads, instance.codec.compressor
     lifetime = min(ttl_ms / 1000 or inf, inf if settings.local_ttl is None else settings.local_ttl)
     # Never the caller's own objects, which the caller may still change, nor what a custom serializer would give back in
     # another form. Decoded now: later it could fail.
@@ -252,7 +263,10 @@ def store(
             keys = tuple([key for key, _ in chunk])
             parts: list[bytes] = []
             for key, facts in chunk:
-                parts += (facts[1], encode_content(tags, payloads[key]))
+                prefix, payload = facts[1], payloads[key]
+                if compressor is not None and len(payload) > settings.compress_above:
+                    prefix, payload = _compress(compressor, prefix, payload)
+                parts += (prefix, encode_content(tags, payload))
             request = StoreRequest(shard.index, keys, tuple(parts), ttl_ms, condition)
             token = shard.register(keys)
             try:
@@ -433,6 +447,28 @@ def _encode(instance: Instance, key: str, value: Any) -> bytes:
     if len(payload) > instance.settings.max_value_bytes:
         raise ValueTooLarge(key, len(payload), instance.settings.max_value_bytes)
     return payload
+
+
+def _compress(compressor: Compressor, prefix: bytes, payload: bytes) -> tuple[bytes, bytes]:
+    """Return prefix and payload of an envelope, compressed if that makes it smaller."""
+    packed = compressor.compress(payload)
+    return (compressed_prefix(prefix, compressor.code), packed) if len(packed) < len(payload) else (prefix, payload)
+
+
+def _decode_other(instance: Instance, payload: bytes, coding: int) -> tuple[Any, bytes | None]:
+    """Decode what is compressed, or of another codec than this instance's.
+
+    Returns:
+        The value, and what the local tier may keep of it: its payload in this instance's own codec, not compressed;
+        None if it has none.
+    """
+    codec, settings = instance.codec, instance.settings
+    compression, code = divmod(coding, 1 << CODING_SHIFT)
+    payload = decompress(payload, compression, settings.max_value_bytes)
+    value = codec.decode(payload, code)
+    if code == codec.code:
+        return value, payload
+    return value, _reencode(codec, value) if settings.local_enabled else b""
 
 
 def _reencode(codec: Codec, value: Any) -> bytes | None:

@@ -35,7 +35,7 @@ from coherent_cache.errors import CacheUnavailable, NamespaceMismatch
 from coherent_cache.keys import shard_names
 from coherent_cache.remote.connection import ReplyError, pack
 from coherent_cache.versions import EPOCH_BYTES
-from coherent_cache.wire import FORMAT, Kind, encode_message_ends
+from coherent_cache.wire import FORMAT, Kind, encode_message_ends, schema_bytes
 
 MISMATCH: Final = "CCMISMATCH"
 """First word of the error that scripts answer if the namespace was created with other settings."""
@@ -182,6 +182,8 @@ class Scripts:
         self.names = tuple(shard_names(settings.namespace, index, database) for index in range(settings.shards))
         self._namespace = settings.namespace
         self._config = b"%d/%d" % (FORMAT, settings.shards)
+        # Scripts that judge stored values take it as their last argument.
+        self._schema = schema_bytes(settings.schema)
         self._log_length = settings.log_length
         self._replay_limit = settings.replay_limit
         self.origin = instance_id
@@ -201,12 +203,12 @@ class Scripts:
             case DeleteRequest():
                 values = tuple(map(self._value(request.shard), request.keys))
                 keys = (*values, self.names[request.shard].probe)
-                return self._write(
-                    DELETE, request.shard, keys, Kind.DELETE, request.keys, _condition(request.condition)
-                )
+                arguments = (*_condition(request.condition), self._schema)
+                return self._write(DELETE, request.shard, keys, Kind.DELETE, request.keys, arguments)
             case TouchRequest():
                 value = self._value(request.shard)(request.key)
-                return self._write(TOUCH, request.shard, (value,), Kind.TOUCH, (request.key,), (request.ttl_ms,))
+                ttl_and_schema = (request.ttl_ms, self._schema)
+                return self._write(TOUCH, request.shard, (value,), Kind.TOUCH, (request.key,), ttl_and_schema)
             case FloorRequest():
                 probe = self.names[request.shard].probe
                 return self._write(FLOOR, request.shard, (probe,), request.kind, request.tags, request.tags)
@@ -269,7 +271,9 @@ class Scripts:
         prefix = self.names[request.shard].values
         values = tuple([prefix + key.encode("utf-8") for key in request.keys])
         arguments = (*_condition(request.condition), request.ttl_ms, *request.parts)
-        script = STORE if request.condition is None else STORE_IF
+        script = STORE
+        if request.condition is not None:
+            script, arguments = STORE_IF, (*arguments, self._schema)
         return self._write(script, request.shard, values, Kind.SET, request.keys, arguments)
 
     def _write(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from coherent_cache.errors import ConfigError, SerializationError
 from coherent_cache.serializers import json_codec, msgpack_codec, pickle_codec
+from coherent_cache.serializers.compression import Compressor
 from coherent_cache.serializers.exact import type_name
 
 if TYPE_CHECKING:
@@ -41,12 +42,14 @@ class Codec:
         name: "msgpack", "json", "pickle", or the type of a custom serializer.
         dumps: value to bytes; raises nothing but ``SerializationError``.
         loads: bytes of this codec to value; raises nothing but ``SerializationError``.
+        compressor: how large values are compressed in Redis; None for not at all.
     """
 
     code: int
     name: str
     dumps: Callable[[Any], bytes]
     loads: Callable[[bytes], Any]
+    compressor: Compressor | None = None
 
     def encode(self, value: Any) -> bytes:
         """Return the value as bytes, to be stored under ``code``.

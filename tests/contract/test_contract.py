@@ -552,3 +552,83 @@ def _refused(cache):
     except SerializationError as error:
         return str(error)
     return None
+
+
+# -- compression and schema --------------------------------------------------------------------------------------------
+
+LARGE = {"text": "again and again " * 500, "numbers": list(range(300))}
+
+
+def stored(cache, key):
+    """What Redis holds under a key."""
+    connection = cache._runtime._pool.acquire()
+    name = cache._runtime._io._scripts.names[0].value(key.encode())
+    (data,) = connection.exchange(b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name), 1)
+    cache._runtime._pool.release(connection, sound=True)
+    return data
+
+
+@pytest.mark.parametrize("serializer", ["msgpack", "json"])
+def test_large_values_are_compressed_in_redis_and_read_by_all(make, serializer):
+    writer, plain = make(compress="zlib", serializer=serializer), make()
+    writer.set_many({"large": LARGE, "small": [1, 2]}, tags=["t"])
+    assert len(stored(writer, "large")) < 1500 < len(str(LARGE))
+    for cache in (writer, plain, make(serializer="json"), make(compress="zlib", local_enabled=False)):
+        assert cache.get_many(["large", "small"]) == {"large": LARGE, "small": [1, 2]}
+        assert cache.get("large") == LARGE
+    assert plain.get_entry("large").tier == "local"
+    plain.set("large", LARGE)
+    assert len(stored(plain, "large")) > 8000
+    eventually(lambda: writer.get_entry("large").version > writer.get_entry("small").version, "the message arrives")
+    assert writer.get("large") == LARGE
+
+
+def test_what_compression_is_not_worth_is_stored_as_it_is(make):
+    cache = make(compress="zlib", compress_above=100)
+    for payload in (b"x" * 98, bytes(range(256))):  # with its head not above the bound; without any pattern
+        cache.set("k", payload)
+        assert payload in stored(cache, "k")
+    cache.set("k", b"x" * 99)
+    assert b"x" * 99 not in stored(cache, "k")
+    assert cache.touch("k", 60) is True
+    cache.clear_local()
+    assert cache.get("k") == b"x" * 99
+
+
+def test_the_limit_of_a_value_is_that_of_what_it_is_uncompressed(make):
+    writer, reader = make(compress="zlib"), make(max_value_bytes=1000)
+    writer.set("k", "x" * 5000)
+    with pytest.raises(SerializationError, match="max_value_bytes") as caught:
+        reader.get("k")
+    assert caught.value.key == "k"
+    with pytest.raises(ValueTooLarge):
+        make(compress="zlib", max_value_bytes=1000).set("k", "x" * 5000)
+
+
+def test_values_of_another_schema_are_absent(make):
+    old, new = make(), make(schema=3)
+    first = old.set("k", "old", tags=["t"])
+    assert new.get("k") is None
+    assert new.get_entry("k") is None
+    assert "k" not in new
+    assert new.get_many(["k"]) == {}
+    assert new.touch("k", 60) is False
+    with pytest.raises(VersionConflict):
+        new.set("k", "new", if_version=first)
+    version = new.set("k", "new", if_version=MISSING)
+    eventually(lambda: old.get("k") is None, "the message arrives")
+    assert new.get_entry("k").version == version
+    new.clear_local()
+    assert new.get_entry("k").version == version
+    assert make(schema=3).get("k") == "new"
+    assert make(schema=4).get("k") is None
+
+
+def test_a_write_replaces_the_value_of_another_schema(make):
+    old, new = make(schema=2), make(schema=3)
+    old.set_many(dict.fromkeys("abcd", "old"))
+    assert new.delete("a") is False, "it was absent"
+    assert new.update("b", lambda value: (value, "new")) == (None, "new")
+    assert new.set("c", "new") > old.get_entry("d").version
+    assert new.delete_many(["c", "d"]) == 1
+    eventually(lambda: old.get_many(list("abcd")) == {}, "the messages arrive")

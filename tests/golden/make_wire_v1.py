@@ -18,11 +18,13 @@ from zoneinfo import ZoneInfo
 
 from coherent_cache.keys import key_digest, shard_names, shard_of
 from coherent_cache.serializers import make_codec
+from coherent_cache.serializers.compression import make_compressor
 from coherent_cache.versions import MAX_SEQ
 from coherent_cache.wire import (
     Kind,
     Message,
     SyncReply,
+    compressed_prefix,
     encode_content,
     encode_envelope,
     encode_message,
@@ -103,7 +105,8 @@ def envelope(key: str, **changes: Any) -> dict[str, Any]:
         "epoch": EPOCH.hex(), "seq": 42, "expires_ms": EXPIRES_MS, "codec": 1, "tags": [], "payload_length": 10,
     }  # fmt: skip
     fields |= changes
-    prefix = envelope_prefix(key_digest(key.encode()), fields["codec"])
+    prefix = envelope_prefix(key_digest(key.encode()), fields["codec"], fields.get("schema", 0))
+    prefix = compressed_prefix(prefix, fields.get("compression", 0))
     content = encode_content(tuple(fields["tags"]), pattern(fields["payload_length"]))
     data = encode_envelope(prefix, bytes.fromhex(fields["epoch"]), fields["seq"], fields["expires_ms"], content)
     return {"key": key, **fields, "bytes": recorded(data)}
@@ -121,6 +124,26 @@ def envelopes() -> list[dict[str, Any]]:
         *[envelope("a", expires_ms=expires_ms) for expires_ms in (0, 1, 10**16 - 1)],
         *[envelope("a", seq=seq) for seq in (1, 10**15, MAX_SEQ)],
         envelope("a", epoch=OTHER_EPOCH.hex()),
+    ]
+
+
+def flagged_envelopes() -> list[dict[str, Any]]:
+    """Return records of envelopes whose flags are not all 0. Their payloads are taken as they are."""
+    return [
+        *[envelope("a", compression=number, schema=0) for number in (1, 2)],
+        *[envelope("a", compression=0, schema=number) for number in (1, 258, 65_535)],
+        *[envelope("a", compression=number, schema=3, tags=["red"], codec=255) for number in (1, 2)],
+    ]
+
+
+def compressed() -> list[dict[str, Any]]:
+    """Return records of compressed payloads, as this release's libraries make them; another's may differ."""
+    compressors = (make_compressor("zlib"), make_compressor("zstd"))
+    return [
+        {"compression": each.code, "length": length, "hex": each.compress(pattern(length)).hex()}
+        for each in compressors
+        if each is not None
+        for length in (0, 1, 2000)
     ]
 
 
@@ -229,6 +252,8 @@ def build() -> dict[str, Any]:
     codec = make_codec("msgpack")
     return {
         "envelopes": envelopes(),
+        "flagged_envelopes": flagged_envelopes(),
+        "compressed": compressed(),
         "messages": messages(),
         "sync_replies": sync_replies(),
         "names": [names("shop", 0, 0), names("shop", 0, 15), names("A-z_0.9", 1023, 3)],

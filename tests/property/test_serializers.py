@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import math
+import sys
 import zoneinfo
 
 import hypothesis.strategies as st
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 
 from coherent_cache.errors import SerializationError
 from coherent_cache.serializers import CODE_JSON, CODE_MSGPACK, is_immutable, make_codec
+from coherent_cache.serializers.compression import COMPRESSION_ZLIB, COMPRESSION_ZSTD, decompress, make_compressor
 
 MSGPACK = make_codec("msgpack")
 JSON = make_codec("json")
@@ -195,3 +197,37 @@ def test_no_other_number_is_decoded(code, data):
     for codec in (MSGPACK, JSON):
         with pytest.raises(SerializationError, match="this instance has"):
             codec.decode(data, code)
+
+
+# --- compression ---
+
+
+def compressor(code):
+    if code == COMPRESSION_ZSTD:
+        pytest.importorskip("backports.zstd" if sys.version_info < (3, 14) else "compression.zstd")
+    return make_compressor({COMPRESSION_ZLIB: "zlib", COMPRESSION_ZSTD: "zstd"}[code])
+
+
+every_code = pytest.mark.parametrize("code", [COMPRESSION_ZLIB, COMPRESSION_ZSTD])
+
+
+@every_code
+@given(payload=st.binary(max_size=2000), repeated=st.integers(1, 50))
+@PATIENT
+def test_what_is_compressed_comes_back(code, payload, repeated):
+    payload *= repeated
+    assert decompress(compressor(code).compress(payload), code, max(1, len(payload))) == payload
+
+
+@every_code
+@given(payload=st.binary(max_size=300), data=st.data())
+@settings(PATIENT, max_examples=500)
+def test_damaged_compressed_bytes_are_refused_or_other_bytes_within_the_bound(code, payload, data):
+    good = compressor(code).compress(payload)
+    place, byte = data.draw(st.integers(0, len(good) - 1)), data.draw(st.integers(0, 255))
+    limit = data.draw(st.integers(1, 400))
+    for damaged in (good[:place], good[:place] + bytes([byte]) + good[place + 1 :], bytes([byte]) + good):
+        try:
+            assert len(decompress(damaged, code, limit)) <= limit
+        except SerializationError as error:
+            assert error.__context__ is error.__cause__ is None  # noqa: PT017 - as above

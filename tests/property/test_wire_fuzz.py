@@ -15,7 +15,7 @@ from hypothesis import assume, event, example, given, settings
 from coherent_cache import wire
 from coherent_cache.keys import DIGEST_BYTES, MAX_TAG_BYTES, key_digest
 from coherent_cache.versions import EPOCH_BYTES, MAX_SEQ, NONCE_BYTES
-from coherent_cache.wire import Kind, Message, SyncReply, WireError
+from coherent_cache.wire import Kind, Message, OtherSchema, SyncReply, WireError
 
 EXAMPLES = 4000 if settings.get_current_profile_name() == "ci" else 200
 FUZZ = settings(max_examples=EXAMPLES, derandomize=False, deadline=None)
@@ -26,6 +26,8 @@ EPOCHS = st.binary(min_size=EPOCH_BYTES, max_size=EPOCH_BYTES)
 NONCES = st.binary(min_size=NONCE_BYTES, max_size=NONCE_BYTES)
 DIGESTS = st.binary(min_size=DIGEST_BYTES, max_size=DIGEST_BYTES)
 CODECS = st.integers(0, 255)
+CODINGS = st.builds(lambda codec, compression: codec + 256 * compression, CODECS, st.sampled_from([0, 0, 1, 2]))
+SCHEMAS = st.one_of(st.just(0), st.integers(0, 65_535))
 SEQS = st.integers(1, MAX_SEQ)
 MAX_TIME = MAX_DIGITS * 1_000_000 + 999_999
 TIMES = st.integers(0, MAX_TIME)
@@ -36,7 +38,7 @@ PAYLOADS = st.one_of(
         lambda byte, size: byte * size, st.binary(min_size=1, max_size=1), st.sampled_from([255, 256, 65_535, 65_536])
     ),
 )
-ENVELOPES = st.tuples(EPOCHS, SEQS, st.integers(0, MAX_DIGITS), CODECS, TAGS, PAYLOADS)
+ENVELOPES = st.tuples(EPOCHS, SEQS, st.integers(0, MAX_DIGITS), CODINGS, TAGS, PAYLOADS)
 MESSAGES = st.builds(
     Message,
     kind=st.sampled_from(Kind),
@@ -63,14 +65,15 @@ SYNC_REPLIES = st.builds(
 DIGEST = key_digest(b"key")
 
 
-def encode_envelope(fields, digest: bytes) -> bytes:
-    epoch, seq, expires_ms, codec, tags, payload = fields
-    prefix = wire.envelope_prefix(digest, codec)
+def encode_envelope(fields, digest: bytes, schema: int = 0) -> bytes:
+    epoch, seq, expires_ms, coding, tags, payload = fields
+    compression, codec = divmod(coding, 256)
+    prefix = wire.compressed_prefix(wire.envelope_prefix(digest, codec, schema), compression)
     return wire.encode_envelope(prefix, epoch, seq, expires_ms, wire.encode_content(tags, payload))
 
 
-def decode_envelope(data: bytes, digest: bytes, codec: int):
-    return wire.decode_envelope(data, wire.envelope_prefix(digest, codec))
+def decode_envelope(data: bytes, digest: bytes, codec: int, schema: int = 0):
+    return wire.decode_envelope(data, wire.envelope_prefix(digest, codec % 256, schema))
 
 
 @st.composite
@@ -98,43 +101,54 @@ def mutated(draw, valid):
     return bytes(data)
 
 
-def check_envelope(data: bytes, digest: bytes, codec: int) -> None:
+def check_envelope(data: bytes, digest: bytes, codec: int, schema: int = 0) -> None:
     try:
-        fields = decode_envelope(data, digest, codec)
+        fields = decode_envelope(data, digest, codec, schema)
     except WireError:
         event("refused")
         return
     event("taken")
-    assert encode_envelope(fields, digest) == data
+    assert encode_envelope(fields, digest, schema) == data
     # The short cut for common envelopes must judge as the decoder of all envelopes does.
-    assert wire._decode_envelope(data, wire.envelope_prefix(digest, codec)) == fields
+    assert wire._decode_envelope(data, wire.envelope_prefix(digest, codec, schema)) == fields
 
 
 # --- envelopes ---
 
 
-@given(ENVELOPES, DIGESTS, CODECS)
+@given(ENVELOPES, DIGESTS, CODECS, SCHEMAS)
 @FUZZ
-def test_an_envelope_comes_back_whatever_codec_its_reader_expects(fields, digest, expected):
-    data = encode_envelope(fields, digest)
+def test_an_envelope_comes_back_whatever_codec_its_reader_expects(fields, digest, expected, schema):
+    data = encode_envelope(fields, digest, schema)
 
-    assert decode_envelope(data, digest, fields[3]) == fields
-    assert decode_envelope(data, digest, expected) == fields
+    assert decode_envelope(data, digest, fields[3], schema) == fields
+    assert decode_envelope(data, digest, expected, schema) == fields
 
 
-@given(st.binary(max_size=200), DIGESTS, CODECS)
-@example(b"", DIGEST, 1)
-@example(b"\xc1", DIGEST, 1)
-@example(b"\xc1\x01", DIGEST, 1)
+@given(ENVELOPES, DIGESTS, CODECS, SCHEMAS, SCHEMAS)
 @FUZZ
-def test_any_bytes_are_an_envelope_or_an_error(data, digest, codec):
-    check_envelope(data, digest, codec)
+def test_an_envelope_of_another_schema_is_told_from_anothers_key(fields, digest, expected, schema, other):
+    assume(schema != other)
+
+    with pytest.raises(OtherSchema):
+        decode_envelope(encode_envelope(fields, digest, schema), digest, expected, other)
+    with pytest.raises(OtherSchema):
+        decode_envelope(encode_envelope(fields, digest, schema), digest, fields[3], other)
 
 
-@given(st.binary(max_size=120), CODECS)
+@given(st.binary(max_size=200), DIGESTS, CODECS, SCHEMAS)
+@example(b"", DIGEST, 1, 0)
+@example(b"\xc1", DIGEST, 1, 0)
+@example(b"\xc1\x01", DIGEST, 1, 0)
 @FUZZ
-def test_any_bytes_after_the_prefix_are_an_envelope_or_an_error(rest, codec):
-    check_envelope(wire.envelope_prefix(DIGEST, codec) + rest, DIGEST, codec)
+def test_any_bytes_are_an_envelope_or_an_error(data, digest, codec, schema):
+    check_envelope(data, digest, codec, schema)
+
+
+@given(st.binary(max_size=120), CODECS, SCHEMAS)
+@FUZZ
+def test_any_bytes_after_the_prefix_are_an_envelope_or_an_error(rest, codec, schema):
+    check_envelope(wire.envelope_prefix(DIGEST, codec, schema) + rest, DIGEST, codec, schema)
 
 
 @given(EPOCHS, SEQS, st.binary(max_size=80), CODECS)
@@ -148,39 +162,40 @@ def test_any_content_is_an_envelope_or_an_error(epoch, seq, content, codec):
     check_envelope(wire.encode_envelope(prefix, epoch, seq, 0, content), DIGEST, codec)
 
 
-@given(st.data(), CODECS)
+@given(st.data(), CODECS, SCHEMAS)
 @FUZZ
-def test_damaged_envelopes_are_refused_or_are_other_envelopes(data, codec):
-    damaged = data.draw(mutated(ENVELOPES.map(functools.partial(encode_envelope, digest=DIGEST))))
+def test_damaged_envelopes_are_refused_or_are_other_envelopes(data, codec, schema):
+    damaged = data.draw(mutated(ENVELOPES.map(functools.partial(encode_envelope, digest=DIGEST, schema=schema))))
 
-    check_envelope(damaged, DIGEST, codec)
+    check_envelope(damaged, DIGEST, codec, schema)
 
 
-@given(ENVELOPES, st.data())
+@given(ENVELOPES, SCHEMAS, st.data())
 @FUZZ
-def test_a_damaged_length_or_number_never_changes_a_value_silently(fields, data):
+def test_a_damaged_length_or_number_never_changes_a_value_silently(fields, schema, data):
     # Every bit of an envelope is of the header or of the content: each that is flipped shows, or is refused.
-    valid = encode_envelope(fields, DIGEST)
+    valid = encode_envelope(fields, DIGEST, schema)
     at, bit = data.draw(st.integers(0, len(valid) - 1)), data.draw(st.integers(0, 7))
     damaged = bytearray(valid)
     damaged[at] ^= 1 << bit
 
     try:
-        decoded = decode_envelope(bytes(damaged), DIGEST, fields[3])
+        decoded = decode_envelope(bytes(damaged), DIGEST, fields[3], schema)
     except WireError:
         return
     assert decoded != fields
 
 
-@given(ENVELOPES, DIGESTS, DIGESTS, CODECS)
+@given(ENVELOPES, DIGESTS, DIGESTS, CODECS, SCHEMAS)
 @FUZZ
-def test_the_envelope_of_another_key_is_refused(fields, digest, other, codec):
-    assume(digest != other)
+def test_the_envelope_of_another_key_is_refused(fields, digest, other, codec, schema):
+    kept = slice(6 if schema else DIGEST_BYTES)  # of the digest, beside a schema
+    assume(digest[kept] != other[kept])
 
     with pytest.raises(WireError, match="another key"):
-        decode_envelope(encode_envelope(fields, digest), other, codec)
+        decode_envelope(encode_envelope(fields, digest, schema), other, codec, schema)
     with pytest.raises(WireError, match="another key"):
-        decode_envelope(encode_envelope(fields, digest), other, fields[3])
+        decode_envelope(encode_envelope(fields, digest, schema), other, fields[3], schema)
 
 
 # --- messages and sync replies ---

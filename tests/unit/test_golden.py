@@ -20,6 +20,7 @@ import pytest
 from coherent_cache import wire
 from coherent_cache.keys import key_digest, shard_names, shard_of
 from coherent_cache.serializers import make_codec
+from coherent_cache.serializers.compression import COMPRESSION_ZSTD, decompress
 from coherent_cache.wire import Kind, Message, SyncReply
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -58,6 +59,8 @@ def test_the_file_has_not_lost_anything():
 
     assert counts == {
         "envelopes": 33,
+        "flagged_envelopes": 7,
+        "compressed": 6,
         "messages": 10,
         "sync_replies": 4,
         "names": 3,
@@ -67,6 +70,8 @@ def test_the_file_has_not_lost_anything():
     }
     assert {record["kind"] for record in GOLDEN["messages"]} == set(Kind)
     assert {record["codec"] for record in GOLDEN["envelopes"]} == {1, 2, 3, 255}
+    assert {record["compression"] for record in GOLDEN["flagged_envelopes"]} == {0, 1, 2}
+    assert {record["schema"] for record in GOLDEN["flagged_envelopes"]} == {0, 1, 3, 258, 65_535}
     assert {len(record["tags"]) for record in GOLDEN["envelopes"]} == {0, 1, 2, 15, 16}
     assert {record["payload_length"] for record in GOLDEN["envelopes"]} >= {0, 255, 256, 65_535, 65_536}
 
@@ -85,6 +90,29 @@ def test_envelopes(record):
     assert wire.decode_envelope(data, prefix) == fields
     other_codec = wire.envelope_prefix(key_digest(record["key"].encode()), record["codec"] ^ 1)
     assert wire.decode_envelope(data, other_codec) == fields
+
+
+@pytest.mark.parametrize("record", records("flagged_envelopes"))
+def test_envelopes_with_flags(record):
+    epoch, payload = bytes.fromhex(record["epoch"]), pattern(record["payload_length"])
+    prefix = wire.envelope_prefix(key_digest(record["key"].encode()), record["codec"], record["schema"])
+    content = wire.encode_content(tuple(record["tags"]), payload)
+
+    start = wire.compressed_prefix(prefix, record["compression"])
+    data = wire.encode_envelope(start, epoch, record["seq"], record["expires_ms"], content)
+    assert_recorded(data, record["bytes"])
+
+    coding = record["codec"] + 256 * record["compression"]
+    fields = (epoch, record["seq"], record["expires_ms"], coding, tuple(record["tags"]), payload)
+    assert wire.decode_envelope(data, prefix) == fields
+
+
+@pytest.mark.parametrize("record", records("compressed"))
+def test_compressed_payloads(record):
+    if record["compression"] == COMPRESSION_ZSTD:
+        pytest.importorskip("backports.zstd" if sys.version_info < (3, 14) else "compression.zstd")
+    # What is written may differ from release to release of the libraries, what is read may not.
+    assert decompress(bytes.fromhex(record["hex"]), record["compression"], 2000) == pattern(record["length"])
 
 
 @pytest.mark.parametrize("record", records("messages"))

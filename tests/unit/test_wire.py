@@ -15,9 +15,11 @@ from coherent_cache.wire import (
     PREFIX_BYTES,
     Kind,
     Message,
+    OtherSchema,
     SyncReply,
     UnknownFormat,
     WireError,
+    compressed_prefix,
     decode_envelope,
     decode_message,
     decode_sync_reply,
@@ -27,6 +29,7 @@ from coherent_cache.wire import (
     encode_message_ends,
     encode_sync_reply,
     envelope_prefix,
+    schema_bytes,
 )
 
 EPOCH = bytes(range(EPOCH_BYTES))
@@ -227,10 +230,63 @@ def test_another_format_is_told_even_if_it_is_shorter():
     assert not isinstance(caught.value, UnknownFormat)
 
 
-@pytest.mark.parametrize("flags", [1, 0x80, 0xFF])
+@pytest.mark.parametrize("flags", [3, 7, 8, 9, 0x80, 0xFF])
 def test_unknown_flags_are_another_format(flags):
     with pytest.raises(UnknownFormat, match=f"flags {flags:#x}"):
         decode(patched(envelope(), FLAGS_AT, bytes((flags,))))
+
+
+@pytest.mark.parametrize("schema", [0, 3])
+@pytest.mark.parametrize("compression", [0, 1, 2])
+@pytest.mark.parametrize("codec", [1, 255])
+def test_flags_tell_how_a_payload_is_compressed(codec, compression, schema):
+    prefix = envelope_prefix(DIGEST, codec, schema)
+    data = encode_envelope(compressed_prefix(prefix, compression), EPOCH, 7, 0, encode_content((), b"payload"))
+
+    assert data[FLAGS_AT] == compression + (4 if schema else 0)
+    assert decode_envelope(data, prefix) == (EPOCH, 7, 0, codec + 256 * compression, (), b"payload")
+    # Nothing else of the layout depends on it.
+    plain = encode_envelope(prefix, EPOCH, 7, 0, encode_content((), b"payload"))
+    assert patched(data, FLAGS_AT, plain[FLAGS_AT : FLAGS_AT + 1]) == plain
+
+
+@pytest.mark.parametrize(("schema", "number"), [(1, b"\0\1"), (258, b"\1\2"), (65_535, b"\xff\xff")])
+def test_a_schema_takes_the_place_of_two_bytes_of_the_digest(schema, number):
+    prefix = envelope_prefix(DIGEST, 1, schema)
+
+    assert prefix == envelope_prefix(DIGEST, 1)[:11] + number + b"\xcc\x04" + envelope_prefix(DIGEST, 1)[15:]
+    assert schema_bytes(schema) == number
+    assert schema_bytes(0) == b""
+    assert envelope_prefix(DIGEST, 1, 0) == envelope_prefix(DIGEST, 1)
+
+
+@pytest.mark.parametrize(("written", "asked"), [(0, 3), (3, 0), (3, 4), (256, 1)])
+@pytest.mark.parametrize("codec", [1, 2])
+def test_another_schema_is_told_from_damage(written, asked, codec):
+    data = encode_envelope(envelope_prefix(DIGEST, 1, written), EPOCH, 7, 0, encode_content((), b"payload"))
+
+    with pytest.raises(OtherSchema, match="another schema"):
+        decode_envelope(data, envelope_prefix(DIGEST, codec, asked))
+    assert decode_envelope(data, envelope_prefix(DIGEST, codec, written))[5] == b"payload"
+
+
+def test_a_number_that_looks_like_the_digest_is_still_a_schema():
+    data = envelope()
+    lookalike = int.from_bytes(DIGEST[6:], "big")
+
+    with pytest.raises(OtherSchema):
+        decode_envelope(data, envelope_prefix(DIGEST, 1, lookalike))
+
+
+@pytest.mark.parametrize("schema", [0, 3])
+def test_an_envelope_of_another_key_is_told_from_one_of_another_schema(schema):
+    data = encode_envelope(envelope_prefix(DIGEST, 1, schema), EPOCH, 7, 0, encode_content((), b"payload"))
+    other = b"\0" + DIGEST[1:]
+
+    for asked in (0, 3, 4):
+        with pytest.raises(WireError, match="another key") as caught:
+            decode_envelope(data, envelope_prefix(other, 1, asked))
+        assert not isinstance(caught.value, OtherSchema)
 
 
 @pytest.mark.parametrize("at", MARKS_AT)

@@ -1,4 +1,5 @@
 -- For scripts that judge stored values: the header that wire.py describes; offsets here count from 1.
+-- ARGV[#ARGV] the asker's schema as two bytes, empty for 0; only for those that ask for live_seq.
 
 local function is_envelope(s)
   return #s >= 70 and string.sub(s, 1, 5) == '\193\001\152\196\008'
@@ -29,12 +30,20 @@ local function tag_floor(s, floors)
   return highest
 end
 
--- Version of the live value under a key (rule P2): seq, 0 if absent or dead, nil if it is no envelope. `epoch` is false
--- if there is no clock: everything is dead then. Reads the header alone where there are no tags.
+-- Schema of an envelope: bit 2 of its flags says that the last two bytes of the digest are its number.
+local function schema_of(head)
+  if math.floor(string.byte(head, 15) / 4) % 2 == 0 then return '' end
+  return string.sub(head, 12, 13)
+end
+
+-- Version of the live value under a key (rule P2): seq, 0 if absent, dead or of another schema, nil if it is no
+-- envelope. `epoch` is false if there is no clock: everything is dead then. Reads the header alone where there are no
+-- tags.
 local function live_seq(key, epoch, seq, floor)
   local head = redis.pcall('GETRANGE', key, 0, 69)
   if head == '' then return 0 end
   if type(head) ~= 'string' or not is_envelope(head) then return nil end
+  if schema_of(head) ~= ARGV[#ARGV] then return 0 end
   local version = tonumber(string.sub(head, 37, 52)) or 0
   if string.sub(head, 20, 35) ~= epoch or version > seq or version <= floor then return 0 end
   if string.byte(head, 70) ~= 144 and version <= tag_floor(redis.call('GET', key), {}) then return 0 end

@@ -1,5 +1,5 @@
 -- Store values. KEYS[3..] values; ARGV[9] milliseconds to live, '0' for ever; ARGV[10..] what precedes the epoch and
--- what follows the expiry in each envelope.
+-- what follows the expiry in each envelope. With a condition, ARGV[#ARGV] the schema.
 
 local err = advance()
 if err then return err end

@@ -1,4 +1,5 @@
--- Give a live value another time to live, under a new version. KEYS[3] value; ARGV[7] milliseconds, '0' for ever.
+-- Give a live value another time to live, under a new version. KEYS[3] value; ARGV[7] milliseconds, '0' for ever;
+-- ARGV[8] the schema.
 
 local current = live_seq(KEYS[3], epoch, seq, floor)
 if not current then return {'foreign', epoch or '', decimal(seq)} end

@@ -8,6 +8,7 @@ import copy
 import json
 import pickle
 from contextlib import suppress
+from dataclasses import replace
 from math import inf
 from types import SimpleNamespace
 
@@ -38,9 +39,11 @@ from coherent_cache.errors import (
     VersionConflict,
 )
 from coherent_cache.events import ForeignValueSeen, Resynced
+from coherent_cache.keys import key_digest
 from coherent_cache.serializers import make_codec
+from coherent_cache.serializers.compression import make_compressor
 from coherent_cache.versions import Version
-from coherent_cache.wire import Kind
+from coherent_cache.wire import Kind, encode_content, encode_envelope, envelope_prefix
 from tests.unit.core.model import (
     ABSENT,
     EPOCH,
@@ -833,6 +836,80 @@ def test_a_value_too_large_is_refused_before_anything_is_sent(new_world):
         a.store({"small": 1, "k": "x" * 100})
     assert (caught.value.key, caught.value.limit) == ("k", 10)
     assert a.hit("k") == "x" * 8
+
+
+# --- compression and schema -------------------------------------------------------------------------------------------
+
+
+def compressing(member):
+    member.instance.codec = replace(member.instance.codec, compressor=make_compressor("zlib"))
+
+
+def test_large_values_are_stored_compressed_and_kept_as_they_were(new_world):
+    world = new_world(compress_above=100)
+    a, b = world
+    compressing(a)
+    a.store({"large": "x" * 1000, "bound": "x" * 97}).run()
+    assert len(world.server.live("large").payload) < 100 == len(world.server.live("bound").payload) + 1
+    b.settle()
+    assert b.read("large", "bound").run().keys() == {"large", "bound"}
+    for member in (a, b):
+        assert member.hit("large") == "x" * 1000
+        assert member.held("large").size > 1000
+
+
+def test_what_compression_would_make_larger_is_stored_as_it_is(new_world):
+    world = new_world(compress_above=0)
+    a, _ = world
+    compressing(a)
+    a.set("k", b"\x01\x02\x03")
+    assert world.server.live("k").payload == make_codec("msgpack").dumps(b"\x01\x02\x03")
+
+
+def test_a_compressed_value_of_another_codec_is_kept_in_ones_own(world):
+    a, b = world
+    compressing(a)
+    a.set("k", ["again and again"] * 100)
+    b.instance.codec = make_codec("json")
+    b.settle()
+    assert b.get("k") == b.hit("k") == ["again and again"] * 100
+    assert json.loads(b.held("k").value) == ["again and again"] * 100
+
+
+def test_without_a_local_tier_nothing_is_encoded_again(new_world):
+    world = new_world(local_enabled=False)
+    a, b = world
+    compressing(a)
+    b.instance.codec = make_codec("json")
+    a.store({"large": [1] * 2000, "small": [1]}).run()
+    assert values(b.read("large", "small").run()) == {"large": [1] * 2000, "small": [1]}
+
+
+def test_nothing_is_decompressed_beyond_the_limit(new_world):
+    world = new_world(max_value_bytes=10_000)
+    a, b = world
+    compressing(a)
+    a.set("k", "x" * 9_000)
+    b.instance.settings = replace(b.instance.settings, max_value_bytes=8_000)
+    b.settle()
+    with pytest.raises(SerializationError, match=r"max_value_bytes allows \(8,000\)") as caught:
+        b.read("k").run()
+    assert caught.value.key == "k"
+
+
+@pytest.mark.parametrize("schema", [1, 65_535])
+def test_a_value_of_another_schema_is_an_absence(world, schema):
+    a, b = world
+    a.set("k", "mine")
+    b.settle()
+    slow = b.read("k").execute()
+    other = encode_envelope(
+        envelope_prefix(key_digest(b"k"), 1, schema), EPOCH, 2, 0, encode_content((), make_codec("msgpack").dumps("o"))
+    )
+    assert answered(b, "k", other, seq=2) is ABSENT
+    # An absence at clock 2 is newer than what was read before it.
+    slow.run()
+    assert b.hit("k") is ABSENT
 
 
 # --- foreign values ---------------------------------------------------------------------------------------------------

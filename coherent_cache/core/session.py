@@ -191,6 +191,11 @@ class Session:
         """Whether every shard has been synchronised on this connection."""
         return not self._unconfirmed and all(beat < inf for beat in self._next_beat.values())
 
+    @property
+    def replaying(self) -> bool:
+        """Whether an answer is on its way that may contain a replay."""
+        return self._replay_limit > 0 and any(question.resync for question in self._questions.values())
+
     def next_tick(self) -> float:
         """Local clock at which :meth:`tick` has something to do next."""
         due = self._confirm_by if self._unconfirmed else inf

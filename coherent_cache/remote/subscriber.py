@@ -244,7 +244,7 @@ class Subscriber:
                     raise LinkLost(session.failure)
                 next_tick = session.next_tick()
                 if session.established and not self._established:
-                    self._established = self._replays = True
+                    self._established = True
                     self.fatal = None
                     self._emit(SubscriberConnected(link.server, "resp3" if self._inline else "marks"))
                 # Every change that anybody waits for makes an event.
@@ -256,9 +256,14 @@ class Subscriber:
         finally:
             self._link = None
             self._pool.server = None
-            # Perhaps the server ended it because what was missed did not fit into its output buffer: then a replay
-            # would be asked for again and again. Without one, the next resync flushes if anything was missed.
-            self._replays = self._established
+            # Also if it ended between the last answer and the moment at which the loop would have looked.
+            self._established = session.established
+            if session.replaying:
+                # Perhaps the server ended it because what was missed did not fit into its output buffer: then a replay
+                # would be asked for again and again. Without one, the next resync flushes if anything was missed.
+                self._replays = False
+            elif session.established:
+                self._replays = True
             session.lost("connection ended")
             link.close()
 

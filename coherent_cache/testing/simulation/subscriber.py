@@ -156,8 +156,6 @@ class SubscriberThread:
             self._end(session.failure)
             return
         self._next_tick = session.next_tick()
-        if session.established:
-            self._established = self._replays = True
         self._finish()
 
     def _finish(self) -> None:
@@ -205,7 +203,11 @@ class SubscriberThread:
         self.link = self.session = None
         process.pool.server = None
         if session is not None:
-            self._replays = self._established
+            self._established = session.established
+            if session.replaying:
+                self._replays = False
+            elif session.established:
+                self._replays = True
             session.lost("connection ended")
         if link is not None:
             link.close()

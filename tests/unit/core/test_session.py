@@ -149,6 +149,28 @@ def test_a_session_is_established_when_every_shard_is(new_world):
     assert talk.established
 
 
+def test_p6_it_tells_whether_a_replay_is_on_its_way(talk):
+    talk.asked()
+    assert not talk.replaying
+    talk.confirmed(0, NOW)
+    assert talk.replaying
+    talk.reply(10, to=talk.asked())
+    assert not talk.replaying
+    talk.tick(NOW + HEARTBEAT)
+    assert talk.asked().seq is None
+    assert not talk.replaying  # a heartbeat replays nothing
+    talk.say(Kind.SET, 12, "a")
+    assert talk.replaying
+
+
+def test_p6_without_replay_none_is_on_its_way(new_world):
+    talk = Talk(new_world(members="a", connect=False), replay_limit=0)
+    talk.asked()
+    talk.confirmed(0, NOW)
+    assert talk.asked() is not None
+    assert not talk.replaying
+
+
 def test_p6_a_new_connection_asks_from_the_position_on(started):
     started.lost("cut")
     again = Talk([started.member])

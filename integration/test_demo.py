@@ -199,7 +199,7 @@ def test_a_signal_while_redis_is_away_leaves_nothing_behind(start, folder):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=DEADLINE)
     assert (process.returncode, err) == (130, "")
-    assert not any(is_running(pid) for pid in workers)
+    wait_until(lambda: not any(is_running(pid) for pid in workers), 10.0, "the workers are gone, and buried")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -215,7 +215,7 @@ def test_a_signal_leaves_nothing_behind(start, folder, number):
     assert process.returncode == 128 + number
     assert err == ""
     assert "VERDICT" not in out
-    assert not any(is_running(pid) for pid in workers)
+    wait_until(lambda: not any(is_running(pid) for pid in workers), 10.0, "the workers are gone, and buried")
 
 
 def test_a_killed_demo_takes_its_processes_along(start, folder):

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 KEYS = [f"key-{number}" for number in range(100)]
 TAGS = ["red", "green", "blue"]
 TTL = 3600  # seconds: nothing expires in a soak, so that every absence has a cause
-QUIET = 15.0  # seconds until a quiet instance must have caught up
+QUIET = 30.0  # seconds until a quiet instance must have caught up
+LEAST = 500  # operations of a thread, however slow the machine is: fewer put nothing to the test
 BATCH = 20  # operations between two pauses
 PAUSE = 0.015  # seconds
 
@@ -198,7 +199,7 @@ class Soak:
         self.operations = 0
 
     def run(self) -> None:
-        while _clock() < self._until:
+        while _clock() < self._until or self.operations < LEAST:
             for _ in range(BATCH):
                 self._step()
             time.sleep(PAUSE)
@@ -231,20 +232,28 @@ class Soak:
         rng.choices([write for _, write in writes], [weight for weight, _ in writes])[0]()
 
 
+def give_signal(folder: Path, name: str, text: str = "") -> None:
+    """Let a file appear, with all of its text at once."""
+    (folder / f"{name}-unfinished").write_text(text)
+    (folder / f"{name}-unfinished").rename(folder / name)
+
+
 @worker
 def soak(
     context: Context,
     *,
     url: str,
     options: dict[str, Any],
-    until: float,
     threads: int,
     seed: int,
     folder: str,
 ) -> dict[str, Any]:
-    """Read and write until the moment ``until``, then wait for the signal ``quiet`` and show the local tier."""
+    """Read and write from the signal ``go`` to the moment that it names; after ``quiet`` show the local tier."""
     with CoherentCache(url, **options) as cache:
         assert cache.wait_ready(QUIET)
+        context.emit(ready=context.index)
+        wait_until((Path(folder) / "go").exists, 2 * QUIET, "everybody is there")
+        until = float((Path(folder) / "go").read_text())
         notebook = Notebook(cache, context.index)
         soaks = [Soak(notebook, Random(f"{seed}-{context.index}-{number}"), until) for number in range(threads)]
         errors: list[str] = []

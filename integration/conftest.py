@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,6 +30,16 @@ def _session_server(config: pytest.Config) -> RedisServer:
     if server is None:
         server = config.stash[_SESSION_SERVER] = start_server()
     return server
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let programs that tests start obey signals, also where the tests run in the background or under ``nohup``.
+
+    What is ignored here would be ignored by them too; a handler, even one that does nothing, is not handed on.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

@@ -189,7 +189,7 @@ def server_ms(client: redis.Redis) -> int:
 
 @contextmanager
 def opened(server: RedisServer, namespace: str, **options: Any) -> Iterator[Shard]:
-    settings = Settings(namespace=namespace, **options)
+    settings = Settings(namespace=namespace, timeout=30.0, **options)
     with server.client() as client:
         shard = Shard(client, connect(resolve(server.url, settings), name="tester"), settings)
         try:

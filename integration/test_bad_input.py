@@ -41,7 +41,7 @@ def make(namespace):
     made = []
 
     def make_cache(url, **options):
-        made.append(CoherentCache(url, **{"namespace": namespace, "timeout": 2.0} | options))
+        made.append(CoherentCache(url, **{"namespace": namespace, "timeout": 10.0} | options))
         return made[-1]
 
     yield make_cache
@@ -382,7 +382,7 @@ def test_values_of_another_type(redis_server, make, names, kind):
 def test_a_clock_of_another_type(redis_server, make, names, query):
     with redis_server.client() as plain:
         plain.set(names.clock, "mine")
-        cache = make(redis_server.url + query, heartbeat=0.1, max_staleness=0.5)
+        cache = make(redis_server.url + query, heartbeat=0.1, max_staleness=30.0)
         for call in (lambda: cache.get("a"), lambda: cache.get_many(["a", "b"]), lambda: cache.set("a", 1),
                      lambda: cache.delete("a"), cache.clear):  # fmt: skip
             with pytest.raises(CacheUnavailable):
@@ -552,12 +552,12 @@ def test_a_server_that_is_no_redis(make):
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        cache = make(f"redis://127.0.0.1:{listener.getsockname()[1]}", heartbeat=0.1, max_staleness=1.0)
+        cache = make(f"redis://127.0.0.1:{listener.getsockname()[1]}", timeout=60.0)
         began = time.monotonic()
         with pytest.raises(CacheUnavailable) as caught:
             cache.set("a", 1)
         assert not caught.value.maybe_applied
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < PATIENCE
         assert not cache.wait_ready(0.2)
         cache.close()
     finally:

@@ -23,7 +23,7 @@ from integration.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 20.0
-BOUND = 3.0
+LONELY = {"heartbeat": 100.0, "max_staleness": 1000.0}  # messages alone tell what happened
 
 both_transports = pytest.mark.parametrize("query", ["", "?protocol=2"], ids=["resp3", "marks"])
 
@@ -33,7 +33,7 @@ def make(namespace):
     made = []
 
     def make_cache(url, **options):
-        defaults = {"namespace": namespace, "heartbeat": 0.1, "max_staleness": BOUND, "timeout": 2.0}
+        defaults = {"namespace": namespace, "heartbeat": 0.1, "max_staleness": 30.0, "timeout": 10.0}
         made.append(CoherentCache(url, **defaults | options))
         return made[-1]
 
@@ -252,16 +252,16 @@ class TestSwitchedOff:
         assert (stats.enabled, stats.size, stats.hits, stats.state) == (False, 0, 0, "coherent")
 
     def test_its_writes_are_heard(self, redis_server, make, ready):
-        cache, peer = make(redis_server.url, local_enabled=False), ready(redis_server.url)
+        cache, peer = make(redis_server.url, local_enabled=False), ready(redis_server.url, **LONELY)
         cache.set("a", 1)
         assert peer.get("a") == 1
         cache.set("a", 2)
-        wait_until(lambda: peer.get("a") == 2, BOUND / 2, "the peer hears of it")
+        wait_until(lambda: peer.get("a") == 2, PATIENCE, "the peer hears of it")
 
 
 class TestCost:
     def test_a_hit_sends_nothing(self, redis_server, ready):
-        cache = ready(redis_server.url, heartbeat=100.0, max_staleness=1000.0)
+        cache = ready(redis_server.url, **LONELY)
         cache.set("a", [1])
         cache.set("b", 1)
         assert cache.get_entry("a").tier == "local"
@@ -278,7 +278,7 @@ class TestCost:
 
     @pytest.mark.skipif(shutil.which("strace") is None, reason="no strace")
     def test_a_hit_makes_no_system_call(self, redis_server, namespace, tmp_path):
-        options = {"namespace": namespace, "heartbeat": 100.0, "max_staleness": 1000.0}
+        options = {"namespace": namespace, **LONELY}
         arguments = {"url": redis_server.url, "options": options, "count": 20_000}
         config = {"index": 0, "count": 1, "arguments": arguments}
         trace = tmp_path / "trace"
@@ -378,15 +378,15 @@ class TestLife:
             )  # fmt: skip
 
     def test_wait_ready_tells_the_truth(self, fresh_server, make):
-        cache = make(fresh_server.url, max_staleness=0.5)
+        cache = make(fresh_server.url, max_staleness=1.0)
         began = time.monotonic()
         assert cache.wait_ready(PATIENCE)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < PATIENCE / 2, "as soon as it is, not when the time is over"
         fresh_server.kill()
         wait_until(lambda: cache.state == "disconnected", PATIENCE, "the loss is noticed")
         began = time.monotonic()
         assert not cache.wait_ready(0.3)
-        assert 0.25 < time.monotonic() - began < 2
+        assert 0.25 < time.monotonic() - began < PATIENCE / 2
         other = make(fresh_server.url)
         assert not other.wait_ready(0.3)
         assert other.state == "connecting"

@@ -46,6 +46,8 @@ KEYS = ("k1", "k2", "k3", "schlüssel")
 TAGS = ("t1", "t2", "t" * 200)
 REPLAY_LIMIT = 5
 ROUGHLY_MS = 5_000
+PATIENCE = 20.0
+END = b"end of what was heard"
 STEPS = 1_500
 
 
@@ -63,11 +65,11 @@ class Real:
     """A Redis server, reached as instances reach it."""
 
     def __init__(self, server, namespace):
-        self.settings = Settings(namespace=namespace, replay_limit=REPLAY_LIMIT, timeout=5.0)
+        self.settings = Settings(namespace=namespace, replay_limit=REPLAY_LIMIT, timeout=PATIENCE)
         endpoint = resolve(server.url, self.settings)
         self._scripts = Scripts(self.settings, instance_id="-", database=endpoint.database)
         self.names = self._scripts.names[0]
-        self._pool = ConnectionPool(endpoint, name="trace", size=1, timeout=5.0)
+        self._pool = ConnectionPool(endpoint, name="trace", size=1, timeout=PATIENCE)
         self._io = SyncIO(endpoint, self._scripts, self._pool, time.monotonic)
         self.plain = server.client()
         self._listener = self.plain.pubsub()
@@ -92,9 +94,10 @@ class Real:
         return answer
 
     def heard(self):
+        self.plain.publish(self.names.channel, END)  # one connection is ordered
         messages = []
-        while (message := self._listener.get_message(ignore_subscribe_messages=True, timeout=0.2)) is not None:
-            messages.append(message["data"])
+        while (data := self._listener.get_message(timeout=PATIENCE)["data"]) != END:
+            messages.append(data)
         return messages
 
     # What other hands may do.

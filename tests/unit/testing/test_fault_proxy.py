@@ -15,7 +15,7 @@ from coherent_cache.errors import ConfigError
 from coherent_cache.testing import fault_proxy
 from coherent_cache.testing.fault_proxy import FaultProxy, Framer, ProxiedConnection, _name_in, _Target
 
-SOON = 5.0  # seconds within which everything must have happened
+SOON = 20.0  # seconds within which everything must have happened
 NOTHING = 0.05  # seconds in which nothing must come
 
 
@@ -191,15 +191,13 @@ def test_a_delay_keeps_the_order_and_ends_at_once(peers):
         start = time.monotonic()
         for number in range(10):
             client.sendall(b"%d" % number)
-        server.sendall(b"back")
-        assert receive(client, 4) == b"back"
-        quick = time.monotonic() - start
         assert receive(server, 10) == b"0123456789"
         assert time.monotonic() - start >= 0.1
-    assert quick < 0.1
 
-    with peers.proxy.delay(60):
+    with peers.proxy.delay(60, direction="to_server"):
         client.sendall(b"late")
+        server.sendall(b"back")
+        assert receive(client, 4) == b"back"
         assert is_silent(server)
     assert receive(server, 4) == b"late"
 

@@ -3,6 +3,7 @@
 import runpy
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -11,6 +12,7 @@ from coherent_cache.core.tokens import TokenTable
 from coherent_cache.testing.simulation import PROFILES, Violation, World, draw, replay, run, search, violation_of
 from coherent_cache.testing.simulation.loop import Loop
 from coherent_cache.testing.simulation.schedule import profile_of
+from tests.simulation.trails import A, fault, put, trail
 
 
 @pytest.fixture
@@ -66,6 +68,13 @@ def test_an_error_of_the_core_is_a_violation(monkeypatch):
     monkeypatch.setattr(TokenTable, "register", lambda _self, _keys, _generation: 1 / 0)
     with pytest.raises(Violation, match="ZeroDivisionError"):
         run(draw(1, "races"))
+
+
+def test_a_process_may_be_killed_while_it_cancels():
+    steps = (put(0.5, A, delays=(0.0, 1.0, 0.0)), fault(0.6, A, "cancel"), fault(0.6001, A, "crash"))
+    for seed in range(20):
+        schedule = replace(trail(*steps, preempt_chance=0.5), seed=seed)
+        assert violation_of(schedule) is None
 
 
 def test_a_livelock_is_a_violation():

@@ -68,10 +68,11 @@ def _cut_commands(_world: World, process: Process, _key: str, how: float, _b: fl
     process.pool.cut_all(None, noticed=how < 0.5)
 
 
-def _cancel(_world: World, process: Process, _key: str, which: float, _b: float, _c: float) -> None:
-    """Cancel an operation under way (review A25)."""
+def _cancel(world: World, process: Process, _key: str, which: float, _b: float, _c: float) -> None:
+    """Cancel an operation under way (review A25): a step of the process' own, which may be killed within it."""
     if process.calls:
-        process.calls[int(which * len(process.calls)) % len(process.calls)].cancel()
+        call = process.calls[int(which * len(process.calls)) % len(process.calls)]
+        world.loop.at(world.loop.now, process, call.cancel)
 
 
 def _pause(world: World, process: Process, _key: str, how: float, _b: float, _c: float) -> None:

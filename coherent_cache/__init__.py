@@ -1,23 +1,28 @@
 """A local cache in every worker that can be trusted: two tiers, Redis behind, versioned invalidation."""
 
+from typing import TYPE_CHECKING
+
 from coherent_cache.__about__ import __version__
-from coherent_cache.cache import DEFAULT, CacheEntry, CoherentCache
-from coherent_cache.core.operations import MISSING
-from coherent_cache.core.stats import CacheStats
-from coherent_cache.errors import (
-    CacheUnavailable,
-    CoherentCacheError,
-    ConfigError,
-    ForeignValue,
-    InvalidKey,
-    LoaderTimeout,
-    NamespaceMismatch,
-    NotCoherent,
-    SerializationError,
-    ValueTooLarge,
-    VersionConflict,
-)
-from coherent_cache.versions import Version
+from coherent_cache.lazy import lazily
+
+if TYPE_CHECKING:
+    from coherent_cache.cache import DEFAULT, CacheEntry, CoherentCache
+    from coherent_cache.core.operations import MISSING
+    from coherent_cache.core.stats import CacheStats
+    from coherent_cache.errors import (
+        CacheUnavailable,
+        CoherentCacheError,
+        ConfigError,
+        ForeignValue,
+        InvalidKey,
+        LoaderTimeout,
+        NamespaceMismatch,
+        NotCoherent,
+        SerializationError,
+        ValueTooLarge,
+        VersionConflict,
+    )
+    from coherent_cache.versions import Version
 
 __all__ = [
     "DEFAULT",
@@ -39,3 +44,16 @@ __all__ = [
     "VersionConflict",
     "__version__",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = lazily(
+        __name__,
+        __all__,
+        (
+            "coherent_cache.errors",
+            "coherent_cache.versions",
+            "coherent_cache.core.stats",
+            "coherent_cache.core.operations",
+            "coherent_cache.cache",
+        ),
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import secrets
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -120,11 +118,16 @@ def _connections(client: redis.Redis) -> list[dict[str, str]]:
     return [other for other in client.client_list() if other["id"] != own]
 
 
+@pytest.fixture(scope="session")
+def coherent_cache_url(redis_server: RedisServer) -> str:
+    """Give the plugin's fixtures the server of this session."""
+    return redis_server.url
+
+
 @pytest.fixture
-def namespace(request: pytest.FixtureRequest) -> str:
+def namespace(coherent_cache_namespace: str) -> str:
     """Give a namespace that no other test uses, readable in a dump."""
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", request.node.name)[:40]
-    return f"{name}-{secrets.token_hex(4)}"  # not random: a plugin seeds that alike for every test
+    return coherent_cache_namespace
 
 
 @pytest.fixture

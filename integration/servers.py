@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from coherent_cache.testing.fleet import stop_process
 from integration.containers import ContainerServer, has_docker_engine
 from integration.server_base import (
     STOP_TIMEOUT,
@@ -143,14 +144,7 @@ class ProcessServer(OwnedServer):
         return not self.running and self._directory is None
 
     def pause(self) -> None:
-        def stopped() -> bool:
-            try:
-                return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-            except FileNotFoundError:
-                return True  # a system without /proc: the signal is enough
-
-        os.kill(self.pid, signal.SIGSTOP)
-        wait_until(stopped, STOP_TIMEOUT, f"process {self.pid} is stopped")
+        stop_process(self.pid)
 
     def resume(self) -> None:
         if self.running:

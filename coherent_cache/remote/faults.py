@@ -103,7 +103,7 @@ def restart_embedded(name: str = "default") -> EmbeddedServer:
 
 
 def remove_namespace(url: str, namespace: str) -> int:
-    """Delete all that a namespace of one shard has in Redis, its history too; return how many keys that were.
+    """Delete all that a namespace has in Redis, its history too; return how many keys that were.
 
     Only for a namespace that nobody uses any longer and nobody will use again.
 
@@ -111,10 +111,11 @@ def remove_namespace(url: str, namespace: str) -> int:
         CacheUnavailable: Redis is away.
         ConfigError: the URL cannot be used.
     """
-    prefix = shard_names(namespace, 0, 0).clock.removesuffix(b"clock")
+    of_shard_0 = shard_names(namespace, 0, 0).clock
+    pattern = of_shard_0.replace(b"/0}:clock", b"/*}:*")  # no character of a namespace has a meaning in a pattern
     try:
         with _client(url) as client:
-            keys = list(client.scan_iter(match=prefix + b"*", count=SCAN_COUNT))
+            keys = list(client.scan_iter(match=pattern, count=SCAN_COUNT))
             return sum(client.unlink(key) for key in keys)
     except redis.RedisError as error:
         raise CacheUnavailable(f"the keys of namespace {namespace!r} cannot be removed: {error}") from error

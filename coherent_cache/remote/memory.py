@@ -2,7 +2,7 @@
 
 The server is fakeredis. It is shared by everything in this process that asks for its name, and by nothing else: a
 forked child starts with no server at all, so that a test in a child cannot be misled by a frozen copy of the parent's
-data. A server lives as long as the process; give each test its own name.
+data. A server lives as long as the process, or until :func:`forget_server`; give each test its own name.
 
 A connection of this kind needs care in one place: its ``read_response`` waits without limit whatever ``timeout`` says,
 because there is no socket underneath. Ask ``can_read(timeout)`` first.
@@ -42,6 +42,12 @@ def memory_connection(name: str) -> tuple[type[redis.Connection], dict[str, Any]
         if server is None:
             server = _servers[name] = fakeredis.FakeServer(version=REDIS_VERSION)
     return fakeredis.FakeRedisConnection, {"server": server, "db": 0, "protocol": 3, "decode_responses": False}
+
+
+def forget_server(name: str) -> None:
+    """Let go of the server called ``name`` and its data, if there is one; caches that still use it keep it."""
+    with _lock:
+        _servers.pop(name, None)
 
 
 def _import_fakeredis() -> Any:

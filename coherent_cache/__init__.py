@@ -6,9 +6,12 @@ from coherent_cache.__about__ import __version__
 from coherent_cache.lazy import lazily
 
 if TYPE_CHECKING:
-    from coherent_cache.cache import DEFAULT, CacheEntry, CoherentCache
+    from coherent_cache.batch import Batch, BatchResult
+    from coherent_cache.cache import CacheEntry, CoherentCache
+    from coherent_cache.core.batching import BatchItem
     from coherent_cache.core.operations import MISSING
     from coherent_cache.core.stats import CacheStats
+    from coherent_cache.defaults import DEFAULT
     from coherent_cache.errors import (
         CacheUnavailable,
         CoherentCacheError,
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT",
     "MISSING",
+    "Batch",
+    "BatchItem",
+    "BatchResult",
     "CacheEntry",
     "CacheStats",
     "CacheUnavailable",
@@ -53,7 +59,10 @@ if not TYPE_CHECKING:
             "coherent_cache.errors",
             "coherent_cache.versions",
             "coherent_cache.core.stats",
+            "coherent_cache.defaults",
             "coherent_cache.core.operations",
+            "coherent_cache.core.batching",
+            "coherent_cache.batch",
             "coherent_cache.cache",
         ),
     )

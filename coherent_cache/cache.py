@@ -11,6 +11,7 @@ from random import Random
 from typing import Any, Final, Literal
 
 from coherent_cache import config
+from coherent_cache.batch import Batch
 from coherent_cache.config import Settings, check_instance_id, check_ttl
 from coherent_cache.core import operations
 from coherent_cache.core.entries import Entry
@@ -20,6 +21,7 @@ from coherent_cache.core.requests import Condition
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.states import State
 from coherent_cache.core.stats import CacheStats, Counters
+from coherent_cache.defaults import DEFAULT, Default
 from coherent_cache.errors import CacheUnavailable, ConfigError, InvalidKey, NotCoherent
 from coherent_cache.events import Event
 from coherent_cache.keys import check_key
@@ -32,17 +34,6 @@ from coherent_cache.wire import Kind
 
 UPDATE_ATTEMPTS: Final = 100
 """How often ``update`` tries before it gives up against faster writers."""
-
-
-class _Default:
-    """The type of :data:`DEFAULT`."""
-
-    def __repr__(self) -> str:
-        return "DEFAULT"
-
-
-DEFAULT: Final = _Default()
-"""Stands for "as the cache was configured"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +319,7 @@ class CoherentCache:
         key: str,
         value: Any,
         *,
-        ttl: float | _Default | None = DEFAULT,
+        ttl: float | Default | None = DEFAULT,
         tags: Iterable[str] = (),
         if_version: Version | Missing | None = None,
     ) -> Version:
@@ -360,7 +351,7 @@ class CoherentCache:
         return versions[key]
 
     def set_many(
-        self, mapping: Mapping[str, Any], *, ttl: float | _Default | None = DEFAULT, tags: Iterable[str] = ()
+        self, mapping: Mapping[str, Any], *, ttl: float | Default | None = DEFAULT, tags: Iterable[str] = ()
     ) -> dict[str, Version]:
         """Store several values, 1,000 per round trip and message; return their versions by key.
 
@@ -394,7 +385,28 @@ class CoherentCache:
         """
         return self._runtime.run(operations.delete(self._runtime.instance, _several(keys)))
 
-    def touch(self, key: str, ttl: float | _Default | None = DEFAULT) -> bool:
+    def batch(self) -> Batch:
+        """Collect writes and send them together: one script per shard, one version and one message (P1).
+
+        ::
+
+            with cache.batch() as b:
+                b.set("product:7", product, tags=["products"])
+                b.delete("product:8")
+            b.result.versions
+
+        Nothing is sent before the end of the block, and nothing at all if an exception leaves it; nothing is visible to
+        reads before. More than 1,000 keys (or 4 MiB) go as several scripts, one after the other: each is done as a
+        whole or not at all, and Redis serves others in between.
+
+        Raises:
+            CacheUnavailable: at the end of the block: Redis refused a part of it or is away; ``b.result`` then tells of
+                each key whether it was written, was refused, or was not sent. A batch that stores anything is refused
+                when Redis' memory is full; one that only deletes is not.
+        """
+        return Batch(lambda: self._runtime)
+
+    def touch(self, key: str, ttl: float | Default | None = DEFAULT) -> bool:
         """Give a value another time to live, under a new version; return whether it was there.
 
         Args:
@@ -412,7 +424,7 @@ class CoherentCache:
         fn: Callable[[Any], Any],
         *,
         default: Any = None,
-        ttl: float | _Default | None = DEFAULT,
+        ttl: float | Default | None = DEFAULT,
         tags: Iterable[str] = (),
     ) -> Any:
         """Change a value atomically: read it from Redis, call ``fn``, compare-and-set, again if another was faster.
@@ -609,8 +621,8 @@ class CoherentCache:
         self._counters.misses += 1
         return self._runtime.run(operations.read_one(self._runtime.instance, key))
 
-    def _ttl(self, ttl: float | _Default | None) -> float | None:
-        if isinstance(ttl, _Default):
+    def _ttl(self, ttl: float | Default | None) -> float | None:
+        if isinstance(ttl, Default):
             return self._settings.ttl
         check_ttl("ttl", ttl)
         return ttl

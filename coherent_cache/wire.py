@@ -118,6 +118,7 @@ class Kind(IntEnum):
     TOUCH = 3
     TAG = 4
     CLEAR = 5
+    BATCH = 6
 
 
 _KINDS: Final[dict[int, Kind]] = {kind.value: kind for kind in Kind}

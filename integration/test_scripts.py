@@ -15,6 +15,7 @@ import redis
 from coherent_cache.config import Settings
 from coherent_cache.core.requests import (
     MAX_KEYS_PER_SCRIPT,
+    BatchRequest,
     Condition,
     DeleteRequest,
     FloorRequest,
@@ -115,6 +116,10 @@ class Shard:
 
     def delete(self, *keys: str, condition=None) -> WriteReply:
         return self.run(DeleteRequest(0, keys, condition))
+
+    def batch(self, stored: tuple[str, ...], deleted: tuple[str, ...], *, ttls_ms=None, tags=()) -> WriteReply:
+        ttls_ms = (TTL_MS,) * len(stored) if ttls_ms is None else ttls_ms
+        return self.run(BatchRequest(0, stored + deleted, parts(*stored, tags=tags), ttls_ms))
 
     def touch(self, key: str, ttl_ms: int = TTL_MS) -> WriteReply:
         return self.run(TouchRequest(0, key, ttl_ms))
@@ -219,6 +224,8 @@ WRITES: dict[str, Callable[[Shard], WriteReply]] = {
     "delete many": lambda shard: shard.delete("a", "nothing"),
     "delete if": lambda shard: shard.delete("nothing", condition=Condition()),
     "touch": lambda shard: shard.touch("a", 5000),
+    "batch": lambda shard: shard.batch(("a", "new"), ("b", "nothing")),
+    "batch of deletions": lambda shard: shard.batch((), ("a", "nothing")),
     "clear": lambda shard: shard.clear(),
     "tags": lambda shard: shard.invalidate("red", "green"),
 }
@@ -230,6 +237,8 @@ NAMES = {
     "delete many": (Kind.DELETE, ("a", "nothing")),
     "delete if": (Kind.DELETE, ("nothing",)),
     "touch": (Kind.TOUCH, ("a",)),
+    "batch": (Kind.BATCH, ("a", "new", "b", "nothing")),
+    "batch of deletions": (Kind.BATCH, ("a", "nothing")),
     "clear": (Kind.CLEAR, ()),
     "tags": (Kind.TAG, ("red", "green")),
 }
@@ -606,7 +615,7 @@ def test_p1_a_value_never_goes_without_a_message_or_a_new_version(own_shard, fre
     assert shard.stored("a") is not None or shard.clock() != clock
 
 
-@pytest.mark.parametrize("write", ["store", "store many", "store if", "touch"])
+@pytest.mark.parametrize("write", ["store", "store many", "store if", "batch", "touch"])
 def test_p1_when_storing_fails_the_message_is_out(own_shard, fresh_server, write):
     shard = own_shard
     shard.store("a", "b")
@@ -636,7 +645,7 @@ def full_memory(client: redis.Redis) -> Iterator[None]:
         client.config_set("maxmemory", 0)
 
 
-@pytest.mark.parametrize("write", ["store", "store many", "store if", "touch"])
+@pytest.mark.parametrize("write", ["store", "store many", "store if", "batch", "touch"])
 def test_a7b_in_full_memory_a_store_is_refused_and_nothing_is_changed(own_shard, write):
     shard = own_shard
     shard.store("a", "b")
@@ -650,7 +659,7 @@ def test_a7b_in_full_memory_a_store_is_refused_and_nothing_is_changed(own_shard,
     assert shard.ear.heard() == []
 
 
-@pytest.mark.parametrize("write", ["store", "store many", "store if", "touch"])
+@pytest.mark.parametrize("write", ["store", "store many", "store if", "batch", "touch"])
 def test_a7b_a_store_refused_in_full_memory_is_known_not_to_have_happened(own_shard, write):
     shard = own_shard
     shard.store("a", "b")
@@ -662,7 +671,7 @@ def test_a7b_a_store_refused_in_full_memory_is_known_not_to_have_happened(own_sh
     assert Scripts.refused_before_any_write(caught.value)
 
 
-@pytest.mark.parametrize("write", ["delete", "delete many", "delete if", "clear", "tags"])
+@pytest.mark.parametrize("write", ["delete", "delete many", "delete if", "batch of deletions", "clear", "tags"])
 @pytest.mark.parametrize("with_clock", [True, False])
 def test_a7b_in_full_memory_invalidations_work(own_shard, write, with_clock):
     shard = own_shard
@@ -678,7 +687,7 @@ def test_a7b_in_full_memory_invalidations_work(own_shard, write, with_clock):
         (message,) = map(decode_message, shard.ear.heard())
         assert message.names == NAMES[write][1]
         assert shard.log()[-1][0] == b"%d-0" % reply.seq
-        if write in {"delete", "delete many"}:
+        if write in {"delete", "delete many", "batch of deletions"}:
             assert shard.stored("a") is None
         elif write == "clear":
             assert shard.clock().floor == reply.seq
@@ -1400,6 +1409,50 @@ def test_a1_a_user_who_may_not_write_is_told_from_one_who_may(own_shard, fresh_s
     assert reply.status
     assert (reply.epoch, reply.seq) == shard.clock()[:2]
     assert shard.sync().status == ""
+
+
+# --- batches ---
+
+
+def test_a_batch_stores_and_deletes_under_one_version_with_one_message(shard):
+    shard.store("a", "b", "c")
+    shard.ear.heard()
+
+    reply = shard.batch(("a", "new"), ("b", "nothing", "c"), ttls_ms=(0, TTL_MS))
+
+    assert (reply.applied, reply.seq, list(reply.existed)) == (True, 2, [True, False, True])
+    assert [shard.envelope(key)[1] for key in ("a", "new")] == [2, 2]
+    assert [shard.stored(key) for key in ("b", "nothing", "c")] == [None] * 3
+    (message,) = map(decode_message, shard.ear.heard())
+    assert (message.kind, message.names) == (Kind.BATCH, ("a", "new", "b", "nothing", "c"))
+
+
+@pytest.mark.parametrize("tags", [(), ("red", "green")])
+def test_what_a_batch_stores_is_byte_for_byte_what_python_encodes(shard, tags):
+    before = server_ms(shard.client)
+    shard.batch(("a", "b", "c"), (), ttls_ms=(0, TTL_MS, 5000), tags=tags)
+    after = server_ms(shard.client)
+
+    for key, ttl_ms in (("a", 0), ("b", TTL_MS), ("c", 5000)):
+        expires_ms, left = shard.envelope(key)[2], shard.client.pttl(shard.value(key))
+        data = encode_envelope(prefix_of(key), shard.clock().epoch, 1, expires_ms, encode_content(tags, b"payload"))
+        assert shard.stored(key) == data
+        if ttl_ms:
+            assert before + ttl_ms <= expires_ms <= after + ttl_ms
+            assert abs(expires_ms - (server_ms(shard.client) + left)) <= 50
+        else:
+            assert (expires_ms, left) == (0, -1)
+
+
+@pytest.mark.parametrize("stored", [0, 1, 500, 1000])
+def test_the_largest_batch(shard, stored):
+    keys = [f"key{number}" for number in range(MAX_KEYS_PER_SCRIPT)]
+    shard.store(*keys)
+
+    reply = shard.batch(tuple(keys[:stored]), tuple(keys[stored:]))
+
+    assert list(reply.existed) == [True] * (MAX_KEYS_PER_SCRIPT - stored)
+    assert shard.client.exists(*map(shard.value, keys)) == stored
 
 
 # --- schemas ---

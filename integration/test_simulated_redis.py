@@ -16,6 +16,7 @@ import redis
 
 from coherent_cache.config import Settings
 from coherent_cache.core.requests import (
+    BatchRequest,
     Condition,
     DeleteRequest,
     FloorRequest,
@@ -285,20 +286,28 @@ def drawn_steps(rng):
             wanted = condition(side)
             return DeleteRequest(0, keys if wanted is None else (key,), wanted)
 
+        def batch(_, keys=keys, key=key, ttl=ttl, tags=tags, number=number):
+            deleted = keys[1 + number % 3 :]
+            stored = tuple(name for name in keys if name not in deleted) if number % 5 else ()
+            content = encode_content(tags, b"value %d" % number)
+            parts = [part for name in stored for part in (envelope_prefix(key_digest(name.encode()), 1), content)]
+            ttls_ms = tuple(ttl if name == key else 0 for name in stored)
+            return BatchRequest(0, stored + (deleted if stored else keys), tuple(parts), ttls_ms)
+
         read = ReadRequest(0, tuple(name.encode() for name in keys), rng.random() < 0.4)
         floor = FloorRequest(0, Kind.CLEAR) if rng.random() < 0.3 else FloorRequest(0, Kind.TAG, tags or ("t1",))
         raw = rng.choice((b"", b"raw", b"\xc1\x01 not all of it", None, b"x" * 100))
         yield rng.choices(
             [
                 ("request", lambda _, read=read: read), ("request", store), ("request", delete),
-                ("request", lambda _, key=key, ttl=ttl: TouchRequest(0, key, ttl)),
+                ("request", batch), ("request", lambda _, key=key, ttl=ttl: TouchRequest(0, key, ttl)),
                 ("request", lambda _, floor=floor: floor),
                 ("sync", b"%08d" % number, rng.choice((None, position, position))),
                 ("lose_clock",), ("lose_log",), ("spoil_log",), ("trim_log", position), ("lose_value", key),
                 ("write_raw", key, raw), ("copy_value", key, keys[-1]), ("flush",),
                 ("refuse", rng.choice(("OOM", "NOREPLICAS"))), ("refuse", ""), ("heard",),
             ],
-            [30, 24, 8, 6, 4, 12, 1, 1, 1, 2, 2, 3, 2, 0.5, 3, 3, 3],
+            [30, 24, 8, 8, 6, 4, 12, 1, 1, 1, 2, 2, 3, 2, 0.5, 3, 3, 3],
         )[0]  # fmt: skip
     yield ("refuse", "")
     yield ("heard",)

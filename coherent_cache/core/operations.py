@@ -20,6 +20,7 @@ from coherent_cache.core.instance import Instance, KeyFacts
 from coherent_cache.core.requests import (
     MAX_BYTES_PER_SCRIPT,
     MAX_KEYS_PER_SCRIPT,
+    BatchRequest,
     Condition,
     DeleteRequest,
     FloorRequest,
@@ -44,7 +45,7 @@ from coherent_cache.errors import (
 )
 from coherent_cache.keys import check_key, check_tags, shard_of
 from coherent_cache.serializers import CODE_CUSTOM, Codec
-from coherent_cache.serializers.compression import Compressor, decompress
+from coherent_cache.serializers.compression import decompress
 from coherent_cache.versions import Version
 from coherent_cache.wire import (
     CODING_SHIFT,
@@ -131,10 +132,10 @@ def read(
         SerializationError: a payload cannot be decoded.
     """
     found: dict[str, RawFound] = {}
-    groups = _by_shard(instance, keys)
+    groups = by_shard(instance, keys)
     judge_tags = False
     while groups:
-        chunks = [(shard, chunk) for shard, group in groups for chunk in _chunks(group, MAX_KEYS_PER_SCRIPT)]
+        chunks = [(shard, chunk) for shard, group in groups for chunk in in_chunks(group, MAX_KEYS_PER_SCRIPT)]
         requests = [
             ReadRequest(shard.index, tuple([facts[0] for _, facts in chunk]), judge_tags) for shard, chunk in chunks
         ]
@@ -247,30 +248,24 @@ def store(
         CacheUnavailable: Redis refused or is away; ``applied_keys`` tells what was written all the same.
     """
     tags = check_tags(tags) if tags else ()
-    groups = _by_shard(instance, items)
-    payloads = {key: _encode(instance, key, value) for key, value in items.items()}
-    ttl_ms = 0 if ttl is None else max(1, round(ttl * 1000))
-    settings, codec_loads, compressor = instance.settings, instance.codec.loads, instance.codec.compressor
-    lifetime = min(ttl_ms / 1000 or inf, inf if settings.local_ttl is None else settings.local_ttl)
-    # Never the caller's own objects, which the caller may still change, nor what a custom serializer would give back in
-    # another form. Decoded now: later it could fail.
-    own = settings.copy_values and instance.codec.code != CODE_CUSTOM
-    values = items if own or not settings.local_enabled else {key: codec_loads(payloads[key]) for key in items}
+    groups = by_shard(instance, items)
+    payloads = {key: encode(instance, key, value) for key, value in items.items()}
+    ttl_ms = milliseconds(ttl)
+    settings = instance.settings
+    lifetime = lifetime_of(instance, ttl_ms)
+    values = items if keeps_own(instance) else {key: instance.codec.loads(payloads[key]) for key in items}
     versions: dict[str, Version] = {}
     # One chunk at a time: if Redis refuses one, those before it are known to be written.
     for shard, group in groups:
-        for chunk in _chunks(group, MAX_KEYS_PER_SCRIPT, lambda key: len(payloads[key[0]])):
+        for chunk in in_chunks(group, MAX_KEYS_PER_SCRIPT, lambda key: len(payloads[key[0]])):
             keys = tuple([key for key, _ in chunk])
             parts: list[bytes] = []
             for key, facts in chunk:
-                prefix, payload = facts[1], payloads[key]
-                if compressor is not None and len(payload) > settings.compress_above:
-                    prefix, payload = _compress(compressor, prefix, payload)
-                parts += (prefix, encode_content(tags, payload))
+                parts += envelope_parts(instance, facts[1], payloads[key], tags)
             request = StoreRequest(shard.index, keys, tuple(parts), ttl_ms, condition)
             token = shard.register(keys)
             try:
-                reply = yield from _write(shard, request, keys, versions)
+                reply = yield from write(shard, request, keys, versions)
                 if not reply.applied:
                     _refuse(instance, shard, token, keys[0], reply, condition)
                 version, expires_at = Version(reply.epoch, reply.seq), reply.sent_at + lifetime
@@ -298,11 +293,11 @@ def delete(instance: Instance, keys: Iterable[str], *, condition: Condition | No
     """
     existed = 0
     done: list[str] = []
-    for shard, group in _by_shard(instance, keys):
-        for chunk in _chunks(group, MAX_KEYS_PER_SCRIPT):
+    for shard, group in by_shard(instance, keys):
+        for chunk in in_chunks(group, MAX_KEYS_PER_SCRIPT):
             names = tuple(key for key, _ in chunk)
-            with _token(shard, names) as token:
-                reply = yield from _write(shard, DeleteRequest(shard.index, names, condition), names, done)
+            with holding_token(shard, names) as token:
+                reply = yield from write(shard, DeleteRequest(shard.index, names, condition), names, done)
                 if not reply.applied:
                     _refuse(instance, shard, token, names[0], reply, condition)
                 shard.absorb(token, reply, [(key, reply.seq, None) for key in names], now=reply.sent_at)
@@ -320,9 +315,9 @@ def touch(instance: Instance, key: str, ttl: float | None) -> Operation[bool]:
         CacheUnavailable: Redis refused or is away.
     """
     shard = instance.shard_of(check_key(key))
-    ttl_ms = 0 if ttl is None else max(1, round(ttl * 1000))
-    with _token(shard, (key,)) as token:
-        reply = yield from _write(shard, TouchRequest(shard.index, key, ttl_ms), (key,), ())
+    ttl_ms = milliseconds(ttl)
+    with holding_token(shard, (key,)) as token:
+        reply = yield from write(shard, TouchRequest(shard.index, key, ttl_ms), (key,), ())
         if reply.foreign:
             _refuse(instance, shard, token, key, reply, None)
         # Not there: the absence is knowledge too (review A19).
@@ -345,7 +340,7 @@ def raise_floor(instance: Instance, kind: Kind, tags: Iterable[str] = ()) -> Ope
         raise ConfigError("tags", "give at least one tag; clear() makes everything absent")
     for shard in instance.shards:
         try:
-            reply = yield from _write(shard, FloorRequest(shard.index, kind, tags), (), ())
+            reply = yield from write(shard, FloorRequest(shard.index, kind, tags), (), ())
         except BaseException as error:
             if not isinstance(error, CacheUnavailable) or error.maybe_applied:
                 shard.distrust_all()
@@ -402,9 +397,9 @@ Key = tuple[str, KeyFacts]
 """A user key with its facts."""
 
 
-def _write(
+def write(
     shard: Shard,
-    request: StoreRequest | DeleteRequest | TouchRequest | FloorRequest,
+    request: StoreRequest | DeleteRequest | TouchRequest | FloorRequest | BatchRequest,
     keys: Collection[str],
     applied_keys: Iterable[str],
 ) -> Operation[WriteReply]:
@@ -439,7 +434,13 @@ def _refuse(
     )
 
 
-def _encode(instance: Instance, key: str, value: Any) -> bytes:
+def encode(instance: Instance, key: str, value: Any) -> bytes:
+    """Encode a value.
+
+    Raises:
+        SerializationError: it cannot be encoded.
+        ValueTooLarge: it is larger than ``max_value_bytes`` allows.
+    """
     try:
         payload = instance.codec.dumps(value)
     except SerializationError as error:
@@ -449,10 +450,43 @@ def _encode(instance: Instance, key: str, value: Any) -> bytes:
     return payload
 
 
-def _compress(compressor: Compressor, prefix: bytes, payload: bytes) -> tuple[bytes, bytes]:
-    """Return prefix and payload of an envelope, compressed if that makes it smaller."""
-    packed = compressor.compress(payload)
-    return (compressed_prefix(prefix, compressor.code), packed) if len(packed) < len(payload) else (prefix, payload)
+def keeps_own(instance: Instance) -> bool:
+    """Tell whether the value of an own write will do for the local tier as it is.
+
+    Else what its payload decodes to is taken, and decoded before anything is sent: later it could fail. For the local
+    tier must hold neither an object that the caller may still change, nor what a custom serializer would give back in
+    another form.
+    """
+    settings = instance.settings
+    return not settings.local_enabled or (settings.copy_values and instance.codec.code != CODE_CUSTOM)
+
+
+def milliseconds(ttl: float | None) -> int:
+    """Return a time to live as Redis takes it; 0 for never."""
+    return 0 if ttl is None else max(1, round(ttl * 1000))
+
+
+def lifetime_of(instance: Instance, ttl_ms: int) -> float:
+    """Return how long the local tier may hold an own write, in seconds from before it was sent."""
+    local_ttl = instance.settings.local_ttl
+    return min(ttl_ms / 1000 or inf, inf if local_ttl is None else local_ttl)
+
+
+def envelope_parts(instance: Instance, prefix: bytes, payload: bytes, tags: tuple[str, ...]) -> tuple[bytes, bytes]:
+    """Return what precedes the epoch and what follows the expiry in an envelope, compressed if that makes it smaller.
+
+    Args:
+        instance: the instance.
+        prefix: the prefix of the key's envelopes.
+        payload: the encoded value.
+        tags: its tags.
+    """
+    compressor = instance.codec.compressor
+    if compressor is not None and len(payload) > instance.settings.compress_above:
+        packed = compressor.compress(payload)
+        if len(packed) < len(payload):
+            return compressed_prefix(prefix, compressor.code), encode_content(tags, packed)
+    return prefix, encode_content(tags, payload)
 
 
 def _decode_other(instance: Instance, payload: bytes, coding: int) -> tuple[Any, bytes | None]:
@@ -479,7 +513,7 @@ def _reencode(codec: Codec, value: Any) -> bytes | None:
         return None
 
 
-def _by_shard(instance: Instance, keys: Iterable[str]) -> list[tuple[Shard, list[Key]]]:
+def by_shard(instance: Instance, keys: Iterable[str]) -> list[tuple[Shard, list[Key]]]:
     """Check keys and group them by shard.
 
     Raises:
@@ -498,7 +532,7 @@ def _by_shard(instance: Instance, keys: Iterable[str]) -> list[tuple[Shard, list
     return [(shards[index], group) for index, group in groups.items()]
 
 
-def _chunks(group: Sequence[Key], most: int, size: Callable[[Key], int] | None = None) -> Iterator[Sequence[Key]]:
+def in_chunks(group: Sequence[Key], most: int, size: Callable[[Key], int] | None = None) -> Iterator[Sequence[Key]]:
     """Cut a group into what one script may take, by number and bytes."""
     if len(group) == 1:
         yield group
@@ -521,7 +555,7 @@ def _chunks(group: Sequence[Key], most: int, size: Callable[[Key], int] | None =
 
 
 @contextmanager
-def _token(shard: Shard, keys: Collection[str]) -> Iterator[Token]:
+def holding_token(shard: Shard, keys: Collection[str]) -> Iterator[Token]:
     """Hold a token for as long as a command is under way (P7)."""
     token = shard.register(keys)
     try:

@@ -122,6 +122,22 @@ class FloorRequest:
     tags: tuple[str, ...] = ()
 
 
+class BatchRequest(NamedTuple):
+    """Store and delete values under one new version, log and publish it in one message (P1).
+
+    Attributes:
+        shard: the shard that all keys belong to.
+        keys: user keys, first those to store.
+        parts: for each key to store two parts of its envelope, as of a :class:`StoreRequest`.
+        ttls_ms: for each key to store, milliseconds until Redis forgets it; 0 for never.
+    """
+
+    shard: int
+    keys: tuple[str, ...]
+    parts: tuple[bytes, ...]
+    ttls_ms: tuple[int, ...]
+
+
 class WriteReply(NamedTuple):
     """Answer to a write.
 
@@ -129,7 +145,7 @@ class WriteReply(NamedTuple):
         epoch: the shard's epoch.
         seq: the version that the write got; if not ``applied``, the clock as it is.
         applied: False if a condition did not hold or there was nothing to touch: nothing was changed then.
-        existed: per key, whether a live value was there before; empty where nobody needs it.
+        existed: per key that was to be deleted, whether a live value was there before.
         current_seq: if not ``applied``, the version of the value that is there; 0 if it is absent.
         foreign: the condition could not be judged, because bytes of another program are there.
         server: run id of the server that answered (P16).
@@ -146,7 +162,7 @@ class WriteReply(NamedTuple):
     sent_at: float
 
 
-Request = ReadRequest | StoreRequest | DeleteRequest | TouchRequest | FloorRequest
+Request = ReadRequest | StoreRequest | DeleteRequest | TouchRequest | FloorRequest | BatchRequest
 Reply = ReadReply | WriteReply
 
 T = TypeVar("T")

@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from coherent_cache.config import Settings
 from coherent_cache.core.instance import CACHED_KEYS
 from coherent_cache.core.requests import (
+    BatchRequest,
     Condition,
     DeleteRequest,
     FloorRequest,
@@ -67,6 +68,7 @@ STORE_IF: Final = Script.load("common", "write", "envelope", "condition", "store
 DELETE: Final = Script.load("common", "write", "envelope", "condition", "delete")
 TOUCH: Final = Script.load("common", "write", "envelope", "touch")
 FLOOR: Final = Script.load("common", "write", "floor")
+BATCH: Final = Script.load("common", "write", "envelope", "batch")
 SYNC: Final = Script.load("common", "sync")
 
 _MULTI: Final = pack(("MULTI",))
@@ -212,6 +214,10 @@ class Scripts:
             case FloorRequest():
                 probe = self.names[request.shard].probe
                 return self._write(FLOOR, request.shard, (probe,), request.kind, request.tags, request.tags)
+            case BatchRequest():
+                keys = (*map(self._value(request.shard), request.keys), self.names[request.shard].probe)
+                batch_arguments = (len(request.ttls_ms), *request.ttls_ms, *request.parts, self._schema)
+                return self._write(BATCH, request.shard, keys, Kind.BATCH, request.keys, batch_arguments)
 
     def sync(self, command: Sync, channel: bytes = b"") -> ScriptCall:
         """Make the call for a heartbeat or resync.

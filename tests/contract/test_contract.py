@@ -632,3 +632,117 @@ def test_a_write_replaces_the_value_of_another_schema(make):
     assert new.set("c", "new") > old.get_entry("d").version
     assert new.delete_many(["c", "d"]) == 1
     eventually(lambda: old.get_many(list("abcd")) == {}, "the messages arrive")
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_writes_everything_at_its_end(make):
+    writer, reader = make(), make()
+    writer.set_many({"a": 1, "b": 2})
+    assert reader.get_many(["a", "b"]) == {"a": 1, "b": 2}
+    with writer.batch() as batch:
+        batch.set("a", 10, ttl=100, tags=["t"])
+        batch.set("c", [3])
+        batch.delete("b")
+        batch.delete("nobody")
+        assert len(batch) == 4
+        assert batch.result.items == ()
+        assert writer.get("a") == 1, "nothing is sent before the end"
+    assert {item.key: (item.action, item.existed) for item in batch.result.items} == {
+        "a": ("set", False),
+        "c": ("set", False),
+        "b": ("delete", True),
+        "nobody": ("delete", False),
+    }
+    assert batch.result.failed == ()
+    (version,) = set(batch.result.versions.values())
+    assert writer.get_entry("a").version == version
+    assert 99 < writer.get_entry("a").expires_in <= 100
+    eventually(lambda: reader.get_many(["a", "b", "c"]) == {"a": 10, "c": [3]}, "the message arrives")
+    reader.invalidate_tags("t")
+    eventually(lambda: "a" not in writer, "the tag was stored")
+
+
+def test_an_exception_in_a_batch_sends_nothing(cache):
+    cache.set("a", 1)
+    batch = cache.batch()
+
+    def fail():
+        with batch:
+            batch.set("a", 2)
+            batch.delete("b")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert batch.result.items == ()
+    cache.clear_local()
+    assert cache.get("a") == 1
+
+
+def test_the_last_write_to_a_key_counts(cache):
+    value = [1]
+    with cache.batch() as batch:
+        batch.set("a", "first")
+        batch.delete("a")
+        batch.set("b", 1)
+        batch.delete("b")
+        batch.set("a", value)
+        value.append(2)
+    assert cache.get_many(["a", "b"]) == {"a": [1]}
+    assert [(item.key, item.action) for item in batch.result.items] == [("a", "set"), ("b", "delete")]
+
+
+def test_bad_input_to_a_batch_is_refused_at_once_and_the_rest_goes_on(cache):
+    with cache.batch() as batch:
+        batch.set("good", 1)
+        for key, value, options, error in (
+            ("", 1, {}, InvalidKey),
+            (5, 1, {}, InvalidKey),
+            ("k", object(), {}, SerializationError),
+            ("k", 1, {"ttl": 0}, ConfigError),
+            ("k", 1, {"tags": "t"}, ConfigError),
+        ):
+            with pytest.raises(error):
+                batch.set(key, value, **options)
+        with pytest.raises(InvalidKey):
+            batch.delete("")
+    assert list(batch.result.versions) == ["good"]
+
+
+def test_a_batch_is_used_once_inside_its_block(cache):
+    batch = cache.batch()
+    with pytest.raises(ConfigError, match="with block"):
+        batch.set("a", 1)
+    with batch:
+        pass
+    assert batch.result.items == ()
+    with pytest.raises(ConfigError, match="with block"):
+        batch.delete("a")
+    with pytest.raises(ConfigError, match="another"):
+        batch.__enter__()
+
+
+def test_a_batch_over_several_shards(make):
+    writer, reader = make(shards=4), make(shards=4)
+    writer.set("gone", 1)
+    with writer.batch() as batch:
+        for number in range(2500):
+            batch.set(f"k{number}", number)
+        batch.delete("gone")
+    assert len(batch.result.versions) == 2501
+    assert len(reader.get_many([f"k{number}" for number in range(2500)])) == 2500
+    assert reader.get("gone") is None
+
+
+def test_a_batch_that_cannot_be_sent_tells_of_each_key(make):
+    cache = make()
+    cache.close()
+    batch = cache.batch().__enter__()
+    batch.set("a", 1)
+    batch.delete("b")
+    with pytest.raises(CacheUnavailable) as caught:
+        batch.__exit__(None, None, None)
+    assert {item.key: item.error for item in batch.result.failed} == {"a": caught.value, "b": caught.value}
+    assert batch.result.versions == {}

@@ -192,6 +192,7 @@ def messages() -> list[dict[str, Any]]:
         message(Kind.SET, ["a" * 1024]),
         message(Kind.SET, ["a"], seq=1, time_us=0, origin="host-12-9f"),
         message(Kind.SET, ["a"], seq=MAX_SEQ, origin="x" * 120),
+        message(Kind.BATCH, ["a", "grün"]),
     ]
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coherent_cache.core.local_tier import RemovalCause
+from coherent_cache.core.operations import MISSING
 from coherent_cache.core.requests import DeleteRequest
 from coherent_cache.core.states import State
 from coherent_cache.errors import CacheUnavailable, VersionConflict
@@ -31,6 +32,7 @@ OPERATIONS = {
     "store": 6,
     "store both": 2,
     "delete": 2,
+    "batch": 2,
     "touch": 1,
     "update": 1,
     "clear": 2,
@@ -223,6 +225,12 @@ class CoherenceMachine(RuleBasedStateMachine):
             case "store both":
                 keys = KEYS
                 flight = member.store({key: next(self.values) for key in KEYS})
+            case "batch":
+                keys, value = KEYS, next(self.values)
+                self.tags[value] = TAGS[chance % 4]
+                gone = KEYS[chance % 2]
+                writes = {key: MISSING if key == gone else value for key in KEYS}
+                flight = member.batch(writes, tags=TAGS[chance % 4], ttl=[None, None, 1.5][chance % 3])
             case "delete":
                 flight = member.delete(*keys)
             case "touch":

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from unittest.mock import patch
 
-from coherent_cache.core import operations
+from coherent_cache.core import batching, operations
 from coherent_cache.core.session import Session
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.tokens import TokenTable
@@ -213,6 +213,16 @@ MUTATIONS = [
             (Shard, "distrust_all", lambda _self: None),
         ),
         "races", 1000,
+    ),
+    Mutation(
+        "batch_deletes", "P7: what a batch has deleted goes here at once",
+        (
+            (
+                batching, "_send",
+                ("learnt.append((key, reply.seq, entry))", "learnt += [(key, reply.seq, entry)] if entry else []"),
+            ),
+        ),
+        "batches", 500,
     ),
     Mutation(
         "publish_first", "P1: publish, then store",

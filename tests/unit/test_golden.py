@@ -61,7 +61,7 @@ def test_the_file_has_not_lost_anything():
         "envelopes": 33,
         "flagged_envelopes": 7,
         "compressed": 6,
-        "messages": 10,
+        "messages": 11,
         "sync_replies": 4,
         "names": 3,
         "shards": 9,

@@ -99,7 +99,14 @@ def packed(fields, spoilt=None) -> bytes:
 def test_the_numbers_of_the_wire_never_change():
     assert (ENVELOPE_MAGIC, ENVELOPE_FORMAT, MESSAGE_FORMAT, FORMAT) == (0xC1, 1, 1, 1)
     assert (EPOCH_BYTES, NONCE_BYTES, DIGEST_BYTES, MAX_SEQ) == (16, 8, 8, 9_007_199_254_740_991)
-    assert {kind.name: kind.value for kind in Kind} == {"SET": 1, "DELETE": 2, "TOUCH": 3, "TAG": 4, "CLEAR": 5}
+    assert {kind.name: kind.value for kind in Kind} == {
+        "SET": 1,
+        "DELETE": 2,
+        "TOUCH": 3,
+        "TAG": 4,
+        "CLEAR": 5,
+        "BATCH": 6,
+    }
 
 
 def test_the_magic_byte_begins_nothing_else():
@@ -435,7 +442,7 @@ def test_a_message_of_another_format_is_told_from_damage(data):
         decode_message(data)
 
 
-@pytest.mark.parametrize("kind", [0, 6, 255, -1, 2**40])
+@pytest.mark.parametrize("kind", [0, 7, 255, -1, 2**40])
 def test_a_message_of_an_unknown_kind_is_another_format(kind):
     with pytest.raises(UnknownFormat, match="kind"):
         decode_message(packed(MESSAGE_FIELDS, {0: kind}))

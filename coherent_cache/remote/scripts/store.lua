@@ -4,7 +4,7 @@
 local err = advance()
 if err then return err end
 local ttl = ARGV[9]
-local middle = epoch .. '\176' .. string.format(seq < 2147483648 and '%016d' or '%016.0f', seq) .. '\176' .. expiry(ttl)
+local middle = stamp(ttl)
 for i = 3, #KEYS do
   local envelope = ARGV[2 * i + 4] .. middle .. ARGV[2 * i + 5]
   if ttl == '0' then

@@ -52,3 +52,8 @@ local function expiry(ttl)
   if seconds < 2147483648 then return string.format('%013d%03d', seconds, ms % 1000) end
   return string.format('%016.0f', ms)
 end
+
+-- What lies between the two parts of an envelope that the client brings: epoch, seq and expiry.
+local function stamp(ttl)
+  return epoch .. '\176' .. string.format(seq < 2147483648 and '%016d' or '%016.0f', seq) .. '\176' .. expiry(ttl)
+end

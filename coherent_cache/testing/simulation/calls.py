@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from coherent_cache.core import operations
+from coherent_cache.core import batching, operations
 from coherent_cache.core.entries import Entry, RemovalCause
 from coherent_cache.core.local_tier import LocalTier
 from coherent_cache.core.operations import MISSING
@@ -300,6 +300,15 @@ def _store(call: Call, keys: Sequence[str], ttl: float | None, tags: tuple[str, 
     return operations.store(call.process.core, {key: call.value() for key in keys}, ttl=ttl, tags=tags)
 
 
+def _batch(call: Call, keys: Sequence[str], ttl: float | None, tags: tuple[str, ...]) -> Operation[Any]:
+    """Store every other key, delete the rest."""
+    core = call.process.core
+    writes = dict.fromkeys(keys, batching.DELETE)
+    for key in keys[::2]:
+        writes[key] = batching.collect(core, key, call.value(), ttl=ttl, tags=tags)
+    return batching.send(core, writes, [])
+
+
 def _add(call: Call, key: str) -> Operation[Any]:
     return operations.store(call.process.core, {key: call.value()}, ttl=None, condition=Condition())
 
@@ -323,6 +332,7 @@ OPERATIONS: Final[dict[str, Callable[..., Operation[Any]]]] = {
     "update": _update,
     "remove": _remove,
     "delete": lambda call, keys: operations.delete(call.process.core, keys),
+    "batch": _batch,
     "touch": lambda call, key, ttl: operations.touch(call.process.core, key, ttl),
     "clear": lambda call: operations.raise_floor(call.process.core, Kind.CLEAR),
     "invalidate": lambda call, tag: operations.raise_floor(call.process.core, Kind.TAG, (tag,)),

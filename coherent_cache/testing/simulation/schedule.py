@@ -100,12 +100,14 @@ class Profile:
         most: most faults of one schedule.
         share: how many of a thousand schedules are of this kind.
         replicates: how often a write is followed by a replication at once.
+        operations: weights of the operations; None for the usual ones.
     """
 
     faults: dict[str, int] = field(default_factory=dict)
     most: int = 0
     share: int = 1
     replicates: float = 0.3
+    operations: dict[str, int] | None = None
 
 
 _NETWORK: Final = {
@@ -123,6 +125,11 @@ _FAILOVER: Final = {
 _DEMOTION: Final = {"fail_over": 3, "cut": 1, "cut_commands": 2, "replicate": 1}
 _LIFE: Final = {"crash": 4, "fork": 3, "cut": 3, "pause": 4, "cancel": 4, "cut_commands": 2, "stall": 2}
 
+_BATCHES: Final = {
+    "batch": 30, "get": 40, "read": 6, "set": 10, "delete": 3, "update": 4, "add": 3, "clear": 2, "invalidate": 6,
+    "evict": 3,
+}  # fmt: skip
+
 PROFILES: Final = {
     "races": Profile(share=210),
     "network": Profile(_NETWORK, 5, 210),
@@ -132,6 +139,7 @@ PROFILES: Final = {
     "failover": Profile(_FAILOVER, 6, 130),
     "demotion": Profile(_DEMOTION, 8, 30, replicates=0.75),
     "life": Profile(_LIFE, 5, 60),
+    "batches": Profile(_NETWORK | _SERVER | _FAILOVER | _LIFE, 4, 60, operations=_BATCHES),
     "chaos": Profile(_NETWORK | _SERVER | _FAILOVER | _LIFE, 9, 100),
 }
 """Kinds of schedules."""
@@ -165,7 +173,14 @@ def draw(seed: int, profile: str | None = None) -> Schedule:
     keys = ("k1", "k2", "k3")[: rng.choice((1, 2, 2, 3))]
     shards = 2 if rng.random() < 0.1 else 1
     has_ttl = rng.random() < 0.3
-    maker = _Maker(rng, processes, keys, has_ttl=has_ttl, slow=rng.choice((0.0, 0.02, 0.08)))
+    maker = _Maker(
+        rng,
+        processes,
+        keys,
+        has_ttl=has_ttl,
+        slow=rng.choice((0.0, 0.02, 0.08)),
+        weights=kind.operations or _OPERATIONS,
+    )
     steps = maker.operations(rng.randint(10, 34)) + maker.faults(kind)
     steps.sort()
     log_length = rng.choice((3, 6, 1000))
@@ -192,15 +207,24 @@ def draw(seed: int, profile: str | None = None) -> Schedule:
 class _Maker:
     """Draws steps. They come in bursts around a few moments, each with a favourite key, so that they meet."""
 
-    def __init__(self, rng: Random, processes: int, keys: tuple[str, ...], *, has_ttl: bool, slow: float) -> None:
+    def __init__(
+        self,
+        rng: Random,
+        processes: int,
+        keys: tuple[str, ...],
+        *,
+        has_ttl: bool,
+        slow: float,
+        weights: dict[str, int],
+    ) -> None:
         self._rng = rng
         self._processes = processes
         self._keys = keys
         self._has_ttl = has_ttl
         self._slow = slow
         self._bursts = [(rng.uniform(0.3, SECONDS), rng.choice(keys)) for _ in range(rng.randint(3, 7))]
-        self._names = list(_OPERATIONS)
-        self._weights = list(_OPERATIONS.values())
+        self._names = list(weights)
+        self._weights = list(weights.values())
 
     def operations(self, count: int) -> list[Step]:
         rng = self._rng
@@ -227,9 +251,9 @@ class _Maker:
                 return (key,)
             case "read" | "delete":
                 return (self._several(key, 0.5 if action == "read" else 0.15),)
-            case "set":
+            case "set" | "batch":
                 tags: tuple[str, ...] = rng.choice(((), (), (), ("t1",), ("t1", "t2")))
-                return (self._several(key), self._ttl(), tags)
+                return (self._several(key, 0.15 if action == "set" else 0.8), self._ttl(), tags)
             case "touch":
                 return (key, self._ttl())
             case "invalidate":

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Final, NamedTuple, Protocol
 
 from coherent_cache.core.requests import (
+    BatchRequest,
     Condition,
     DeleteRequest,
     FloorRequest,
@@ -203,6 +204,8 @@ class Server:
                 return self._touch(data, request, origin, sent_at)
             case FloorRequest():
                 return self._raise_floor(data, request, origin, sent_at)
+            case BatchRequest():
+                return self._batch(data, request, origin, sent_at)
 
     def sync(self, shard: int, token: bytes, position: int | None) -> bytes:
         """Answer a heartbeat or a resync."""
@@ -328,6 +331,24 @@ class Server:
         self._write(data, request.shard, request.kind, request.tags, origin, put, dirty=True)
         self.on_changed(self, request.shard, None)
         return self._reply(data, sent_at)
+
+    def _batch(self, data: ShardData, request: BatchRequest, origin: str, sent_at: float) -> WriteReply:
+        ttls_ms, parts = request.ttls_ms, request.parts
+        deleted = request.keys[len(ttls_ms) :]
+        existed = [self._live_seq(data, key) != 0 for key in deleted]
+
+        def put(epoch: bytes, seq: int) -> None:
+            for at, ttl_ms in enumerate(ttls_ms):
+                expires_ms = self._now_ms() + ttl_ms if ttl_ms else 0
+                prefix, content = parts[2 * at : 2 * at + 2]
+                data.values[request.keys[at]] = Stored.of(encode_envelope(prefix, epoch, seq, expires_ms, content))
+            for key in deleted:
+                data.values.pop(key, None)
+            data.gone.difference_update(request.keys)
+
+        self._write(data, request.shard, Kind.BATCH, request.keys, origin, put, dirty=not ttls_ms)
+        self.on_changed(self, request.shard, request.keys)
+        return self._reply(data, sent_at, existed=existed)
 
     def _write(
         self,

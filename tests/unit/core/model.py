@@ -14,9 +14,10 @@ from functools import partial
 from typing import NamedTuple
 
 from coherent_cache.config import Settings
-from coherent_cache.core import operations
+from coherent_cache.core import batching, operations
 from coherent_cache.core.instance import Instance
 from coherent_cache.core.requests import (
+    BatchRequest,
     DeleteRequest,
     FloorRequest,
     ReadReply,
@@ -252,6 +253,17 @@ class Server:
                 envelope = encode_envelope(stored[:PREFIX_BYTES], data.epoch, data.seq, expires, stored[CONTENT:])
                 data.values[request.key] = (envelope, expires)
                 return reply()
+            case BatchRequest():
+                deleted = request.keys[len(request.ttls_ms) :]
+                lives = [self._live_seq(data, key) for key in deleted]
+                self._advance(request.shard, Kind.BATCH, origin, request.keys)
+                for at, ttl_ms in enumerate(request.ttls_ms):
+                    expires, (prefix, content) = self._expiry(ttl_ms), request.parts[2 * at : 2 * at + 2]
+                    stored = encode_envelope(prefix, data.epoch, data.seq, expires, content)
+                    data.values[request.keys[at]] = (stored, expires)
+                for key in deleted:
+                    data.values.pop(key, None)
+                return self._reply(data, sent_at, existed=[seq is None or seq > 0 for seq in lives])
             case FloorRequest():
                 self._advance(request.shard, request.kind, origin, request.tags)
                 if request.kind is Kind.CLEAR:
@@ -549,6 +561,16 @@ class Member:
 
     def delete(self, *keys, **options):
         return self.begin(operations.delete, keys, **options)
+
+    def batch(self, writes, items=None, *, ttl=None, tags=()):
+        """Begin a batch: MISSING deletes."""
+        collected = {
+            key: batching.DELETE
+            if value is operations.MISSING
+            else batching.collect(self.instance, key, value, ttl=ttl, tags=tags)
+            for key, value in writes.items()
+        }
+        return self.begin(batching.send, collected, [] if items is None else items)
 
     def touch(self, key, ttl):
         return self.begin(operations.touch, key, ttl)

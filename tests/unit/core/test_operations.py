@@ -1473,7 +1473,7 @@ def test_p7_no_way_out_leaves_a_token_behind(new_world, operation, ending, shard
 
 
 def test_a_group_of_nothing_has_no_pieces():
-    assert list(operations._chunks([], 10)) == list(operations._chunks([], 10, len)) == []
+    assert list(operations.in_chunks([], 10)) == list(operations.in_chunks([], 10, len)) == []
 
 
 def test_p7_a_token_is_released_if_a_later_one_cannot_be_made(new_world, monkeypatch):

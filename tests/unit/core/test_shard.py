@@ -38,7 +38,7 @@ from tests.unit.core.model import (
 )
 
 NOW = 100.0
-SET, DELETE, TOUCH, TAG, CLEAR = Kind
+SET, DELETE, TOUCH, TAG, CLEAR, BATCH = Kind
 
 
 class Lock:
@@ -159,7 +159,7 @@ def test_p7_a_fill_that_nothing_overtook_is_kept(bench):
     assert not bench.tokens()
 
 
-@pytest.mark.parametrize("kind", [SET, DELETE, TOUCH])
+@pytest.mark.parametrize("kind", [SET, DELETE, TOUCH, BATCH])
 def test_p7_i1_a_fill_overtaken_by_a_message_is_refused(bench, kind):
     token = bench.register("k")
     bench.apply(kind, 11, "k")  # nothing local to evict
@@ -759,7 +759,7 @@ def test_a20_too_many_tag_floors_refuse_all_fills_in_flight(bench, monkeypatch):
 # --- P8: messages -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [SET, DELETE, TOUCH])
+@pytest.mark.parametrize("kind", [SET, DELETE, TOUCH, BATCH])
 def test_p8_a_message_evicts_by_version(bench, kind):
     bench.fill(("older", 10), ("same", 11), ("newer", 12), ("other", 3))
     assert bench.apply(kind, 11, "older", "same", "newer", "unknown")

@@ -14,6 +14,7 @@ from lupa import lua51
 from coherent_cache.config import Settings
 from coherent_cache.core.requests import (
     MAX_KEYS_PER_SCRIPT,
+    BatchRequest,
     Condition,
     DeleteRequest,
     FloorRequest,
@@ -44,6 +45,7 @@ ALL = {
     "DELETE": ("common", "write", "envelope", "condition", "delete"),
     "TOUCH": ("common", "write", "envelope", "touch"),
     "FLOOR": ("common", "write", "floor"),
+    "BATCH": ("common", "write", "envelope", "batch"),
     "SYNC": ("common", "sync"),
 }
 FOLDER = files("coherent_cache.remote") / "scripts"
@@ -170,6 +172,20 @@ WRITES = {
         (EPOCH, 7, b""),
     ),
     "touch": (TouchRequest(1, "a", 5000), scripts.TOUCH, [b"a"], (Kind.TOUCH, ("a",)), (5000, b"")),
+    "batch": (
+        BatchRequest(1, ("a", "b", "c"), ENVELOPE_PARTS, (5000, 0)),
+        scripts.BATCH,
+        [b"a", b"b", b"c"],
+        (Kind.BATCH, ("a", "b", "c")),
+        (2, 5000, 0, *ENVELOPE_PARTS, b""),
+    ),
+    "batch of deletions": (
+        BatchRequest(1, ("a", "b"), (), ()),
+        scripts.BATCH,
+        [b"a", b"b"],
+        (Kind.BATCH, ("a", "b")),
+        (0, b""),
+    ),
     "clear": (FloorRequest(1, Kind.CLEAR), scripts.FLOOR, None, (Kind.CLEAR, ()), ()),
     "tags": (FloorRequest(1, Kind.TAG, ("red", "ü")), scripts.FLOOR, None, (Kind.TAG, ("red", "ü")), ("red", "ü")),
 }
@@ -179,7 +195,7 @@ WRITES = {
 def test_the_arguments_of_a_write(made, case):
     request, script, keys, message, arguments = WRITES[case]
     values = [NAMES.value(key) for key in keys or ()]
-    if script in {scripts.DELETE, scripts.FLOOR}:
+    if script in {scripts.DELETE, scripts.FLOOR, scripts.BATCH}:
         # What they delete to begin with a write that is allowed in full memory.
         values.append(NAMES.probe)
 
@@ -230,7 +246,9 @@ def test_the_largest_write_declares_all_of_its_keys(made):
     assert len(rest) == 9 + 2 * MAX_KEYS_PER_SCRIPT
 
 
-@pytest.mark.parametrize("case", ["store if version", "store if absent", "delete", "delete if version", "touch"])
+@pytest.mark.parametrize(
+    "case", ["store if version", "store if absent", "delete", "delete if version", "touch", "batch"]
+)
 @pytest.mark.parametrize(("schema", "number"), [(0, b""), (3, b"\0\3"), (65_535, b"\xff\xff")])
 def test_scripts_that_judge_stored_values_know_the_schema(schema, number, case):
     made = Scripts(replace(SETTINGS, schema=schema), instance_id="me", database=3)
@@ -248,6 +266,8 @@ def test_scripts_that_judge_stored_values_know_the_schema(schema, number, case):
         ("store if version", {7: EPOCH, 8: 7}),
         ("delete if version", {7: EPOCH, 8: 7}),
         ("touch", {7: 5000}),
+        ("batch", {7: 2, 8: 5000, 9: 0, 10: b"prefix-a", 11: b"content-a", 12: b"prefix-b", 14: b""}),
+        ("batch of deletions", {7: 0, 8: b""}),
         ("tags", {7: "red", 8: "ü"}),
     ],
 )

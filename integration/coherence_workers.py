@@ -92,7 +92,7 @@ class Notebook:
             versions = self.cache.set_many(values, ttl=TTL, tags=tags_of(keys[0]))
             return {key: version.seq for key, version in versions.items()}
 
-        self._note(SET, keys, stamps, write)
+        self._note(dict.fromkeys(keys, SET), stamps, write)
 
     def delete(self, keys: Sequence[str]) -> None:
         def write() -> dict[str, int]:
@@ -102,13 +102,27 @@ class Notebook:
                 self.cache.delete_many(keys)
             return {key: reply.seq for request, reply in self._replies() for key in request.keys}
 
-        self._note(KILL, keys, {}, write)
+        self._note(dict.fromkeys(keys, KILL), {}, write)
+
+    def batch(self, stored: Sequence[str], deleted: Sequence[str]) -> None:
+        """Store some keys and delete others, together. The two have none in common."""
+        stamps = {key: self.make_stamp() for key in stored}
+
+        def write() -> dict[str, int]:
+            with self.cache.batch() as batch:
+                for key, stamp in stamps.items():
+                    batch.set(key, value_of(key, stamp), ttl=TTL, tags=tags_of(key))
+                for key in deleted:
+                    batch.delete(key)
+            return {key: version.seq for key, version in batch.result.versions.items()}
+
+        self._note(dict.fromkeys(stored, SET) | dict.fromkeys(deleted, KILL), stamps, write)
 
     def touch(self, key: str) -> None:
         def write() -> dict[str, int]:
             return {key: self._replies()[0][1].seq} if self.cache.touch(key, TTL) else {}
 
-        self._note(TOUCH, [key], {}, write)
+        self._note({key: TOUCH}, {}, write)
 
     def update(self, key: str) -> None:
         stamp = self.make_stamp()  # the last attempt's is the one that counts, so one for all attempts will do
@@ -117,7 +131,7 @@ class Notebook:
             self.cache.update(key, lambda _: value_of(key, stamp), ttl=TTL, tags=tags_of(key))
             return {key: self._replies()[-1][1].seq}
 
-        self._note(SET, [key], {key: stamp}, write)
+        self._note({key: SET}, {key: stamp}, write)
 
     def invalidate_tag(self, tag: str) -> None:
         keys = [key for key in KEYS if tag in tags_of(key)]
@@ -132,15 +146,13 @@ class Notebook:
             floors = {request.shard: reply.seq for request, reply in self._replies()}
             return {key: floors[shard_of(key.encode(), len(floors))] for key in keys}
 
-        self._note(KILL, keys, {}, write)
+        self._note(dict.fromkeys(keys, KILL), {}, write)
 
     def _replies(self) -> list[tuple[Any, Any]]:
         """Return the applied writes of the operation under way."""
         return [(request, reply) for request, reply in self._local.replies if getattr(reply, "applied", False)]
 
-    def _note(
-        self, kind: str, keys: Sequence[str], stamps: dict[str, str], write: Callable[[], dict[str, int]]
-    ) -> None:
+    def _note(self, kinds: dict[str, str], stamps: dict[str, str], write: Callable[[], dict[str, int]]) -> None:
         self._local.replies = []
         began = _clock()
         try:
@@ -148,12 +160,14 @@ class Notebook:
         except CacheUnavailable as error:
             self.failures += 1
             if error.maybe_applied or error.applied_keys:
-                self.writes += [Write(self.process, key, kind, None, stamps.get(key), began, None) for key in keys]
+                self.writes += [
+                    Write(self.process, key, kind, None, stamps.get(key), began, None) for key, kind in kinds.items()
+                ]
             return
         ended = _clock()
         self.writes += [
             Write(self.process, key, kind, versions[key], stamps.get(key), began, ended)
-            for key in keys
+            for key, kind in kinds.items()
             if key in versions
         ]
 
@@ -224,12 +238,17 @@ class Soak:
             (8, lambda: notebook.set(self._keys(5))),
             (12, lambda: notebook.delete([self._key()])),
             (3, lambda: notebook.delete(self._keys(3))),
+            (6, self._batch),
             (20, lambda: notebook.update(self._key())),
             (14, lambda: notebook.touch(self._key())),
             (2.5, lambda: notebook.invalidate_tag(rng.choice(TAGS))),
             (0.5, notebook.clear),
         )
         rng.choices([write for _, write in writes], [weight for weight, _ in writes])[0]()
+
+    def _batch(self) -> None:
+        first, *others = self._keys(4)
+        self._notebook.batch([first, *others[1:]], others[:1])
 
 
 def give_signal(folder: Path, name: str, text: str = "") -> None:
@@ -370,4 +389,4 @@ def hits(context: Context, *, url: str, options: dict[str, Any], count: int) -> 
 
 
 # A kind that the soak's notes know is one that messages have; this fails when a new kind is added and not soaked.
-assert {kind.name for kind in Kind} == {"SET", "DELETE", "TOUCH", "TAG", "CLEAR"}
+assert {kind.name for kind in Kind} == {"SET", "DELETE", "TOUCH", "TAG", "CLEAR", "BATCH"}

@@ -10,7 +10,6 @@ import pytest
 from coherent_cache import CoherentCache
 from integration.coherence_workers import KEYS, QUIET, give_signal
 from integration.history import KILL, SET, TOUCH, Read, Write, dump, load, violations
-from integration.proxy import SUBSCRIBER
 
 SOAK_SECONDS = float(os.environ.get("COHERENT_CACHE_SOAK_SECONDS", "30"))
 SHORT_SECONDS = SOAK_SECONDS / 10
@@ -140,7 +139,7 @@ def test_a_soak_with_subscribers_cut_all_the_time(
     with redis_server.client() as plain:
         while time.monotonic() < run.until:
             for client in plain.client_list():
-                if client["name"].endswith(SUBSCRIBER):
+                if client["name"].endswith(":subscriber"):
                     cuts += plain.client_kill_filter(_id=client["id"])
                     time.sleep(0.1)
             time.sleep(0.05)

@@ -13,8 +13,9 @@ from coherent_cache.core.session import Session
 from coherent_cache.errors import CacheUnavailable, NotCoherent
 from coherent_cache.events import HistoryLost, MessageDamaged, MessageGap, Resynced, StateChanged, SubscriberLost
 from coherent_cache.keys import shard_names
+from coherent_cache.testing import FaultProxy
+from coherent_cache.testing.fault_proxy import SUBSCRIBERS, commands
 from integration.history import SET, Read, Write, load, violations
-from integration.proxy import BOTH, COMMANDS, EVERYTHING, SUBSCRIBER, TO_CLIENT, TO_SERVER, Proxy
 from integration.waiting import wait_until
 
 HEARTBEAT = 0.1
@@ -32,9 +33,8 @@ both_transports = pytest.mark.parametrize("query", ["", "?protocol=2"], ids=["re
 
 
 @pytest.fixture
-def proxy(redis_server):
-    with Proxy(redis_server.url) as started:
-        yield started
+def proxy(fault_proxy):
+    return fault_proxy
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ class TestShortCut:
         writer, reader = make(redis_server.url), make(proxy.url + query)
         warmed(reader, writer)
         before = reader.stats()
-        proxy.refuse(SUBSCRIBER)
+        proxy.refuse(where=SUBSCRIBERS, cut=True)
         until_state(reader, "suspect", "disconnected")
         for key in KEYS[:7]:
             writer.set(key, "new")
@@ -182,7 +182,7 @@ class TestShortCut:
     def test_past_the_bound_the_tier_is_not_served_but_kept(self, redis_server, proxy, make):
         writer, reader = make(redis_server.url), make(proxy.url, max_staleness=BOUND)
         warmed(reader, writer)
-        proxy.refuse(SUBSCRIBER)
+        proxy.refuse(where=SUBSCRIBERS, cut=True)
         until_state(reader, "disconnected")
         writer.set(KEYS[0], "new")
         assert [reader.get_entry(key).tier for key in KEYS[:2]] == ["redis", "redis"]
@@ -205,7 +205,7 @@ class TestShortCut:
             confirmed(session, shard, now) if dropped else dropped.append(shard)
 
         monkeypatch.setattr(Session, "confirmed", drop_the_first)
-        proxy.cut(SUBSCRIBER)
+        proxy.cut(where=SUBSCRIBERS)
         wait_until(lambda: dropped, PATIENCE, "the confirmation is dropped")
         writer.delete(KEYS[0])
         wait_until(lambda: isinstance(events[-1], Resynced), PATIENCE, "the connection after that is synchronised")
@@ -218,7 +218,7 @@ class TestShortCut:
         writer, reader = make(redis_server.url), make(proxy.url, replay_limit=5)
         warmed(reader, writer)
         events = listen(reader, Resynced)
-        proxy.refuse(SUBSCRIBER)
+        proxy.refuse(where=SUBSCRIBERS, cut=True)
         until_state(reader, "suspect", "disconnected")
         for key in KEYS[:missed]:
             writer.set(key, "new")
@@ -233,7 +233,7 @@ class TestShortCut:
         writer, reader = make(redis_server.url, log_length=5, replay_limit=5), make(proxy.url)
         warmed(reader, writer)
         events = listen(reader, Resynced)
-        proxy.refuse(SUBSCRIBER)
+        proxy.refuse(where=SUBSCRIBERS, cut=True)
         until_state(reader, "suspect", "disconnected")
         for number in range(500):
             writer.set(KEYS[number % 10], number)
@@ -249,7 +249,7 @@ class TestShortCut:
         writer.set("c", 3)
         coherent(reader)
         assert reader.warm(["a", "b", "c"]) == 3
-        proxy.refuse(SUBSCRIBER)
+        proxy.refuse(where=SUBSCRIBERS, cut=True)
         until_state(reader, "suspect", "disconnected")
         writer.clear() if missed == "clear" else writer.invalidate_tags("red")
         proxy.heal()
@@ -273,7 +273,7 @@ class TestFillsUnderWay:
             for connection in [pool.acquire() for _ in range(2)]:
                 pool.release(connection, sound=True)
             coherent(reader)
-            proxy.hold(COMMANDS, TO_CLIENT)
+            proxy.hold(direction="to_client", where=commands)
             before = executed()
             results = []
             threads.append(threading.Thread(target=lambda: results.append(reader.get("a"))))
@@ -297,7 +297,7 @@ class TestFillsUnderWay:
         received = reader.stats().invalidations_received
         writer.set("a", "new")
         wait_until(lambda: reader.stats().invalidations_received > received, PATIENCE, "the message has come")
-        proxy.heal(COMMANDS)
+        proxy.heal(where=commands)
         thread.join(PATIENCE)
         assert results == ["old"]
         assert "a" not in held(reader)
@@ -311,13 +311,13 @@ class TestFillsUnderWay:
         writer = make(redis_server.url)
         thread, results = slow_read(reader, writer)
         events = listen(reader, Resynced)
-        proxy.refuse(SUBSCRIBER)
+        proxy.refuse(where=SUBSCRIBERS, cut=True)
         until_state(reader, "suspect", "disconnected")
         writer.set("a", "new")
-        proxy.heal(SUBSCRIBER)
+        proxy.heal(where=SUBSCRIBERS)
         coherent(reader)
         assert [event.outcome for event in events] == ["replayed" if replay_limit else "flushed"]
-        proxy.heal(COMMANDS)
+        proxy.heal(where=commands)
         thread.join(PATIENCE)
         assert results == ["old"]
         assert "a" not in held(reader)
@@ -331,7 +331,7 @@ class TestFillsUnderWay:
         own = threading.Thread(target=lambda: reader.set("a", "own"))
         own.start()
         wait_until(lambda: writer.get("a") == "own", PATIENCE, "Redis has done it")
-        proxy.heal(COMMANDS)
+        proxy.heal(where=commands)
         for each in (thread, own):
             each.join(PATIENCE)
         assert results == ["old"]
@@ -383,20 +383,20 @@ class TestLyingStreams:
         assert cache.warm(KEYS) == len(KEYS)
 
     @pytest.mark.parametrize(
-        ("query", "directions"),
+        ("query", "direction"),
         [
-            pytest.param("", BOTH, id="resp3-both"),
-            pytest.param("", TO_CLIENT, id="resp3-to-client"),
-            pytest.param("", TO_SERVER, id="resp3-to-server"),
-            pytest.param("?protocol=2", BOTH, id="marks-both"),
+            pytest.param("", "both", id="resp3-both"),
+            pytest.param("", "to_client", id="resp3-to-client"),
+            pytest.param("", "to_server", id="resp3-to-server"),
+            pytest.param("?protocol=2", "both", id="marks-both"),
         ],
     )
-    def test_a_black_hole(self, redis_server, proxy, make, query, directions):
+    def test_a_black_hole(self, redis_server, proxy, make, query, direction):
         """I6: packets vanish, nobody closes anything. The bound holds, and Redis is asked from then on."""
         writer, reader = make(redis_server.url), make(proxy.url + query, **TIGHT)
         warmed(reader, writer)
         observed = Observed(writer, reader)
-        proxy.hold(SUBSCRIBER, directions)
+        proxy.hold(direction=direction, where=SUBSCRIBERS)
         held_at = time.monotonic()
         number = 0
         while time.monotonic() < held_at + BOUND + 0.3:
@@ -417,7 +417,7 @@ class TestLyingStreams:
         cache = make(proxy.url, **TIGHT)
         coherent(cache)
         cache.set("a", 1)
-        proxy.hold(EVERYTHING)
+        proxy.hold()
         for call in (lambda: cache.get("absent"), lambda: cache.set("a", 2), lambda: cache.get("absent")):
             began = time.monotonic()
             with pytest.raises(CacheUnavailable):
@@ -433,7 +433,7 @@ class TestLyingStreams:
         cache, remote = make(proxy.url, **TIGHT), make(redis_server.url, local_enabled=False)
         coherent(cache)
         cache.set("a", "old")
-        proxy.hold(EVERYTHING)
+        proxy.hold()
         with pytest.raises(CacheUnavailable) as caught:
             cache.set("a", "new")
         assert caught.value.maybe_applied
@@ -449,7 +449,7 @@ class TestLyingStreams:
         writer, reader = make(redis_server.url), make(proxy.url)
         warmed(reader, writer)
         observed = Observed(writer, reader)
-        proxy.delay(0.15, SUBSCRIBER)
+        proxy.delay(0.15, where=SUBSCRIBERS)
         wait_for_beats(reader, 3)
         local = []
         until = time.monotonic() + PATIENCE
@@ -521,7 +521,7 @@ class TestLostHistory:
         assert held(reader) == set(KEYS[1:])
         with redis_server.client() as plain:
             assert plain.delete(names.log) == 1
-        proxy.refuse(SUBSCRIBER)
+        proxy.refuse(where=SUBSCRIBERS, cut=True)
         until_state(reader, "suspect", "disconnected")
         writer.set(KEYS[1], "new")
         proxy.heal()
@@ -649,10 +649,10 @@ class TestPauses:
         """Asked for again and again it would end each connection: the second resync goes without."""
         server = server_factory(config={"client-output-buffer-limit": "pubsub 300kb 300kb 0"})
         writer = make(server.url)
-        with Proxy(server.url) as proxy:
+        with FaultProxy(server.url) as proxy:
             reader = warmed(make(proxy.url + query), writer)
             events = listen(reader, Resynced)
-            proxy.refuse(SUBSCRIBER)
+            proxy.refuse(where=SUBSCRIBERS, cut=True)
             until_state(reader, "suspect", "disconnected")
             for _ in range(6):
                 writer.delete_many(f"{number}-{'x' * 1000}" for number in range(100))
@@ -663,7 +663,7 @@ class TestPauses:
             assert reader.get(KEYS[0]) == "new"
             assert reader.warm(KEYS) == len(KEYS)
             # The time after that it is a replay again.
-            proxy.refuse(SUBSCRIBER)
+            proxy.refuse(where=SUBSCRIBERS, cut=True)
             until_state(reader, "suspect", "disconnected")
             writer.set(KEYS[0], "newer")
             proxy.heal()
@@ -706,7 +706,7 @@ class TestPolicies:
     def test_bypass_asks_redis(self, redis_server, proxy, make):
         writer, reader = make(redis_server.url), make(proxy.url, on_disconnect="bypass", **TIGHT)
         warmed(reader, writer)
-        proxy.refuse(SUBSCRIBER)
+        proxy.refuse(where=SUBSCRIBERS, cut=True)
         until_state(reader, "disconnected")
         for number in range(3):
             writer.set(KEYS[0], number)
@@ -726,7 +726,7 @@ class TestPolicies:
         writer = make(redis_server.url)
         reader = make(proxy.url, on_disconnect="serve_stale", stale_limit=limit, **TIGHT)
         warmed(reader, writer)
-        proxy.refuse(SUBSCRIBER)
+        proxy.refuse(where=SUBSCRIBERS, cut=True)
         until_state(reader, "disconnected")
         writer.set(KEYS[0], "new")
         assert reader.get(KEYS[0]) == "old"
@@ -743,7 +743,7 @@ class TestPolicies:
     def test_fail_raises(self, redis_server, proxy, make):
         writer, reader = make(redis_server.url), make(proxy.url, on_disconnect="fail", **TIGHT)
         warmed(reader, writer)
-        proxy.refuse(SUBSCRIBER)
+        proxy.refuse(where=SUBSCRIBERS, cut=True)
         until_state(reader, "disconnected")
         reads = (
             lambda: reader.get(KEYS[0]),
@@ -765,7 +765,7 @@ class TestPolicies:
     @pytest.mark.parametrize("policy", ["bypass", "serve_stale", "fail"])
     def test_before_the_first_connection_everybody_asks_redis(self, redis_server, proxy, make, policy):
         make(redis_server.url).set("a", 1)
-        proxy.refuse(SUBSCRIBER)
+        proxy.refuse(where=SUBSCRIBERS, cut=True)
         cache = make(proxy.url, on_disconnect=policy, **TIGHT)
         assert (cache.state, cache.get("a"), cache.state) == ("connecting", 1, "connecting")
         assert cache.get_entry("a").tier == "redis"
@@ -904,7 +904,7 @@ class TestFailover:
     def test_to_a_replica_that_lagged(self, server_factory, make, writes):
         """A4, A5: the new primary hands out the same numbers again; what only the old one had is forgotten."""
         old, new = server_factory(), server_factory()
-        with Proxy(old.url) as proxy:
+        with FaultProxy(old.url) as proxy:
             cache, peer = make(proxy.url), make(old.url)
             warmed(cache, peer)
             copy_data(old, new)
@@ -919,7 +919,7 @@ class TestFailover:
             for key in KEYS[-writes:] if writes else []:
                 after.set(key, "new")
             proxy.upstream = new.url
-            proxy.cut(EVERYTHING)
+            proxy.cut()
             wait_until(lambda: connected_to(cache) == run_id(new), PATIENCE, "the instance follows")
             coherent(cache)
             expected = dict.fromkeys(KEYS, "old") | dict.fromkeys(KEYS[-writes:] if writes else [], "new")
@@ -955,12 +955,12 @@ class TestFailover:
     def test_connections_to_the_old_primary_are_given_up(self, server_factory, make, query):
         """P16: it lives on and goes on answering those who still have a connection."""
         old, new = server_factory(), server_factory()
-        with Proxy(old.url) as proxy:
+        with FaultProxy(old.url) as proxy:
             cache = make(proxy.url + query)
             warmed(cache, cache)
             copy_data(old, new)
             proxy.upstream = new.url
-            proxy.cut(SUBSCRIBER)
+            proxy.cut(where=SUBSCRIBERS)
             wait_until(lambda: connected_to(cache) == run_id(new), PATIENCE, "the subscriber follows")
             coherent(cache)
             make(new.url).set(KEYS[0], "new")
@@ -971,12 +971,12 @@ class TestFailover:
     def test_answers_of_another_server_are_never_kept(self, server_factory, make):
         """P16: the subscriber is on one server, commands still reach the other one."""
         old, new = server_factory(), server_factory()
-        with Proxy(old.url) as proxy:
+        with FaultProxy(old.url) as proxy:
             cache = make(proxy.url)
             warmed(cache, cache)
             copy_data(old, new)
             proxy.upstream = new.url
-            proxy.cut(SUBSCRIBER)
+            proxy.cut(where=SUBSCRIBERS)
             wait_until(lambda: connected_to(cache) == run_id(new), PATIENCE, "the subscriber follows")
             coherent(cache)
             assert held(cache) == set(KEYS)

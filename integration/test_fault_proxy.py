@@ -11,19 +11,17 @@ from redis.retry import Retry
 
 from coherent_cache import CacheUnavailable, CoherentCache
 from coherent_cache.remote.embedded import embedded_server
-from coherent_cache.testing.fault_proxy import FaultProxy
+from coherent_cache.testing.fault_proxy import SUBSCRIBERS, FaultProxy
 from integration.waiting import wait_until
 
-SUBSCRIBER = "*:subscriber"
 SOON = 20.0  # seconds within which everything must have happened
 MAX_STALENESS = 3.0  # seconds: more than a loaded machine stands still
 PLAIN = {"retry": Retry(NoBackoff(), 0), "socket_timeout": SOON, "protocol": 3}
 
 
 @pytest.fixture
-def proxy(redis_server):
-    with FaultProxy(redis_server.url) as proxy:
-        yield proxy
+def proxy(fault_proxy):
+    return fault_proxy
 
 
 @pytest.fixture
@@ -128,7 +126,7 @@ def test_only_the_subscriber_is_held(proxy, pair):
     cache, peer = pair
     cache.set("key", 1)
 
-    with proxy.hold(where=SUBSCRIBER):
+    with proxy.hold(where=SUBSCRIBERS):
         peer.set("key", 2)
         assert cache.get("key") == 1  # bounded staleness: nothing can be known yet
         wait_state(cache, "disconnected")
@@ -142,7 +140,7 @@ def test_a_black_hole_around_the_subscriber(proxy, pair, direction):
     cache, peer = pair
     cache.set("key", 1)
 
-    with proxy.black_hole(where=SUBSCRIBER, direction=direction):
+    with proxy.black_hole(where=SUBSCRIBERS, direction=direction):
         peer.set("key", 2)
         wait_state(cache, "disconnected")
         assert cache.get("key") == 2
@@ -154,8 +152,8 @@ def test_a_subscriber_that_is_cut_comes_back(proxy, pair):
     cache, peer = pair
     cache.set_many({"key": 1, "other": 1})
 
-    with proxy.refuse(where=SUBSCRIBER):
-        assert proxy.cut(where=SUBSCRIBER) == 1
+    with proxy.refuse(where=SUBSCRIBERS):
+        assert proxy.cut(where=SUBSCRIBERS) == 1
         peer.set("key", 2)
     wait_until(lambda: cache.stats().resyncs >= 2, SOON, "a resync")
     wait_state(cache, "coherent")
@@ -169,7 +167,7 @@ def test_a_message_that_is_lost_without_a_trace_is_missed_by_the_heartbeat(proxy
     cache.set("key", 1)
     wait_until(lambda: cache.stats().invalidations_received >= 1, SOON, "the own message has come")
 
-    with proxy.lose(1, where=SUBSCRIBER) as fault:
+    with proxy.lose(1, where=SUBSCRIBERS) as fault:
         peer.set("key", 2)
         wait_until(lambda: not fault.active, SOON, "the message is lost")
     wait_until(lambda: cache.get("key") == 2, SOON, "it is noticed")

@@ -115,6 +115,14 @@ class ProxiedConnection:
 
 Where = str | Callable[[ProxiedConnection], bool] | None
 
+SUBSCRIBERS: Final = "coherent-cache:*:subscriber"
+"""As ``where``: the connections on which caches receive invalidations."""
+
+
+def commands(connection: ProxiedConnection) -> bool:
+    """As ``where``: tell whether a cache sends its commands by a connection, rather than receive invalidations."""
+    return connection.name.startswith("coherent-cache:") and not connection.name.endswith(":subscriber")
+
 
 class Fault:
     """A fault that lasts: until :meth:`end`, the end of its ``with`` block, or its proxy's ``heal`` or ``close``."""
@@ -262,12 +270,14 @@ class FaultProxy:
             raise ConfigError("number", f"must be 0 or more, not {number!r}")
         return self._add(_Rule("cut after", direction, where, left=number))
 
-    def refuse(self, *, where: Where = None) -> Fault:
+    def refuse(self, *, where: Where = None, cut: bool = False) -> Fault:
         """Reset new connections: at once if ``where`` matches one without a name, else as soon as it has told its own.
 
-        Those that are open stay.
+        Args:
+            where: which connections.
+            cut: close those that are open too, and one that has yet to tell its name as soon as it has. Else they stay.
         """
-        return self._add(_Rule("refuse", "both", where))
+        return self._add(_Rule("refuse", "both", where), cut=cut)
 
     def cut(self, *, where: Where = None, reset: bool = False) -> int:
         """Close matching connections on both sides, and forget what they still held; return how many there were.
@@ -279,9 +289,13 @@ class FaultProxy:
         _check_where(where)
         return self._call(partial(self._cut, where, reset=reset))
 
-    def heal(self) -> None:
-        """End all faults."""
-        self._call(self._heal)
+    def heal(self, *, where: Where = None) -> None:
+        """End all faults.
+
+        Args:
+            where: end only those that were made with this very ``where``.
+        """
+        self._call(partial(self._heal, where))
 
     @property
     def upstream(self) -> str:
@@ -343,7 +357,7 @@ class FaultProxy:
 
     # -- between the threads -----------------------------------------------------------------------------------------
 
-    def _add(self, rule: _Rule) -> Fault:
+    def _add(self, rule: _Rule, *, cut: bool = False) -> Fault:
         if rule.direction not in (*_PIPES, "both"):
             raise ConfigError("direction", f"must be to_server, to_client or both, not {rule.direction!r}")
         if rule.of not in ("reply", "push"):
@@ -351,8 +365,10 @@ class FaultProxy:
         _check_where(rule.where)
 
         def add() -> None:
-            rule.since = max(self._connections, default=0)
+            rule.since = 0 if cut else max(self._connections, default=0)
             self._rules.append(rule)
+            if cut:
+                self._cut(rule.where, reset=True)
             if rule.kind == "black hole":
                 self._drop_queued(rule)
 
@@ -694,8 +710,8 @@ class FaultProxy:
             self._close(connection, reset=reset)
         return len(found)
 
-    def _heal(self) -> None:
-        self._finish(tuple(self._rules))
+    def _heal(self, where: Where = None) -> None:
+        self._finish([rule for rule in self._rules if where is None or rule.where == where])
 
     def _finish(self, rules: Collection[_Rule]) -> None:
         """End rules, with what the end of each brings about."""

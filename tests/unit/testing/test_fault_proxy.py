@@ -13,7 +13,15 @@ import pytest
 
 from coherent_cache.errors import ConfigError
 from coherent_cache.testing import fault_proxy
-from coherent_cache.testing.fault_proxy import FaultProxy, Framer, ProxiedConnection, _name_in, _Target
+from coherent_cache.testing.fault_proxy import (
+    SUBSCRIBERS,
+    FaultProxy,
+    Framer,
+    ProxiedConnection,
+    _name_in,
+    _Target,
+    commands,
+)
 
 SOON = 20.0  # seconds within which everything must have happened
 NOTHING = 0.05  # seconds in which nothing must come
@@ -408,6 +416,40 @@ def test_a_new_upstream_is_for_new_connections(peers):
             assert receive(accepted, 3) == b"new"
             client.sendall(b"old")
             assert receive(server, 3) == b"old"
+
+
+def test_refuse_closes_those_that_are_open_if_asked(peers):
+    pairs = {name: peers.connect(name) for name in ("gone", "stays")}
+    nameless, server = peers.connect()
+    with peers.proxy.refuse(where="gone", cut=True):
+        assert all(map(is_closed, pairs["gone"]))
+        nameless.sendall(command("CLIENT", "SETNAME", "gone"))  # it was there before, and nobody knew
+        assert is_closed(nameless)
+        assert is_closed(server)
+        client, server = pairs["stays"]
+        client.sendall(b"PING\r\n")
+        assert receive(server, 6) == b"PING\r\n"
+    with peers.proxy.refuse(cut=True):
+        assert all(map(is_closed, pairs["stays"]))
+        assert is_reset(peers)
+    peers.connect("gone")
+
+
+def test_heal_ends_what_was_made_with_the_same_selection(peers):
+    faults = {where: peers.proxy.hold(where=where) for where in ("a", commands, None)}
+    peers.proxy.heal(where=commands)
+    assert [fault.active for fault in faults.values()] == [True, False, True]
+    peers.proxy.heal(where="b")
+    assert [fault.active for fault in faults.values()] == [True, False, True]
+    peers.proxy.heal()
+    assert not any(fault.active for fault in faults.values())
+
+
+def test_what_caches_call_their_connections(peers):
+    for name in ("coherent-cache:i:subscriber", "coherent-cache:i", "another:subscriber", None):
+        peers.connect(name)
+    assert [each.number for each in peers.proxy.connections(where=SUBSCRIBERS)] == [1]
+    assert [each.number for each in peers.proxy.connections(where=commands)] == [2]
 
 
 def test_heal_ends_everything(peers):

@@ -339,16 +339,17 @@ class CoherentCache:
         """
         if type(key) is not str:
             check_key(key)
-        versions = self._runtime.run(
-            operations.store(
-                self._runtime.instance,
-                {key: value},
+        runtime = self._runtime
+        return runtime.run(
+            operations.store_one(
+                runtime.instance,
+                key,
+                value,
                 ttl=self._settings.ttl if ttl is DEFAULT else self._ttl(ttl),
                 tags=tags,
                 condition=None if if_version is None else _condition(if_version),
             )
         )
-        return versions[key]
 
     def set_many(
         self, mapping: Mapping[str, Any], *, ttl: float | Default | None = DEFAULT, tags: Iterable[str] = ()

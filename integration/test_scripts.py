@@ -26,7 +26,7 @@ from coherent_cache.core.requests import (
 from coherent_cache.core.session import Sync
 from coherent_cache.keys import key_digest
 from coherent_cache.remote.connection import CommandConnection, ReplyError, connect
-from coherent_cache.remote.scripts import ScriptCall, Scripts
+from coherent_cache.remote.scripts import ScriptCall, Scripts, StoreCall
 from coherent_cache.remote.topology import resolve
 from coherent_cache.versions import MAX_SEQ
 from coherent_cache.wire import (
@@ -99,7 +99,7 @@ class Shard:
 
     def ask(self, call, connection: CommandConnection | None = None) -> list[Any]:
         """Run a call as text; return its raw replies."""
-        packed = call.packed_with_text() if isinstance(call, ScriptCall) else call.packed
+        packed = call.packed_with_text() if isinstance(call, ScriptCall | StoreCall) else call.packed
         return (connection or self.connection).exchange(packed, call.replies)
 
     def run(self, request: Request, connection: CommandConnection | None = None):

@@ -16,11 +16,10 @@ from coherent_cache.core.instance import Instance
 from coherent_cache.core.operations import (
     Key,
     by_shard,
-    encode,
+    content_of,
     envelope_parts,
     holding_token,
     in_chunks,
-    keeps_own,
     lifetime_of,
     milliseconds,
     write,
@@ -78,8 +77,8 @@ def collect(instance: Instance, key: str, value: Any, *, ttl: float | None, tags
         InvalidKey, ConfigError, SerializationError, ValueTooLarge: it cannot be stored.
     """
     by_shard(instance, (key,))
-    payload = encode(instance, key, value)
-    return Write(payload, value if keeps_own(instance) else instance.codec.loads(payload), ttl, check_tags(tags))
+    value, payload = content_of(instance, key, value)
+    return Write(payload, value, ttl, check_tags(tags))
 
 
 def send(instance: Instance, writes: Mapping[str, Write], items: list[BatchItem]) -> Operation[None]:

@@ -17,7 +17,7 @@ from coherent_cache.core.stats import CacheStats, Counters
 from coherent_cache.errors import ForeignValue
 from coherent_cache.events import Event, ForeignValueSeen
 from coherent_cache.keys import check_key, key_digest, shard_of
-from coherent_cache.serializers import IMMUTABLE_SCALARS, Codec, is_immutable
+from coherent_cache.serializers import CODE_CUSTOM, IMMUTABLE_SCALARS, Codec, is_immutable
 from coherent_cache.wire import envelope_prefix
 
 KeyFacts = tuple[bytes, bytes]
@@ -66,6 +66,8 @@ class Instance:
         self.emit = emit
         self.counters = Counters()
         self._share_all = not settings.copy_values
+        self.keeps_values = not settings.local_enabled or (settings.copy_values and codec.code != CODE_CUSTOM)
+        """Whether a value that is written may itself go into an entry, or goes nowhere."""
         self.facts = lru_cache(maxsize=CACHED_KEYS)(self._facts)
         self.shards = tuple(
             (Shard if settings.local_enabled else RemoteShard)(

@@ -257,11 +257,12 @@ class LocalTier:
         """Take an entry that leaves out of the sums and the tag index, and count it."""
         self.bytes -= entry.size
         self.counts.removed[cause] += 1
-        for tag in set(entry.tags):
-            keys = self._tagged[tag]
-            keys.remove(key)
-            if not keys:
-                del self._tagged[tag]
+        if entry.tags:
+            for tag in set(entry.tags):
+                keys = self._tagged[tag]
+                keys.remove(key)
+                if not keys:
+                    del self._tagged[tag]
 
     def _faults(self) -> Iterator[str]:
         if len(self.entries) > self.max_entries:

@@ -44,7 +44,7 @@ from coherent_cache.errors import (
     VersionConflict,
 )
 from coherent_cache.keys import check_key, check_tags, shard_of
-from coherent_cache.serializers import CODE_CUSTOM, Codec
+from coherent_cache.serializers import Codec
 from coherent_cache.serializers.compression import decompress
 from coherent_cache.versions import Version
 from coherent_cache.wire import (
@@ -249,37 +249,69 @@ def store(
     """
     tags = check_tags(tags) if tags else ()
     groups = by_shard(instance, items)
-    payloads = {key: encode(instance, key, value) for key, value in items.items()}
-    ttl_ms = milliseconds(ttl)
-    settings = instance.settings
-    lifetime = lifetime_of(instance, ttl_ms)
-    values = items if keeps_own(instance) else {key: instance.codec.loads(payloads[key]) for key in items}
+    contents = {key: content_of(instance, key, value) for key, value in items.items()}
     versions: dict[str, Version] = {}
     # One chunk at a time: if Redis refuses one, those before it are known to be written.
     for shard, group in groups:
-        for chunk in in_chunks(group, MAX_KEYS_PER_SCRIPT, lambda key: len(payloads[key[0]])):
-            keys = tuple([key for key, _ in chunk])
-            parts: list[bytes] = []
-            for key, facts in chunk:
-                parts += envelope_parts(instance, facts[1], payloads[key], tags)
-            request = StoreRequest(shard.index, keys, tuple(parts), ttl_ms, condition)
-            token = shard.register(keys)
-            try:
-                reply = yield from write(shard, request, keys, versions)
-                if not reply.applied:
-                    _refuse(instance, shard, token, keys[0], reply, condition)
-                version, expires_at = Version(reply.epoch, reply.seq), reply.sent_at + lifetime
-                learnt: list[tuple[str, int, Entry | None]] = []
-                for key, facts in chunk:
-                    versions[key] = version
-                    entry = None
-                    if settings.local_enabled:
-                        entry = instance.make_entry(facts, values[key], payloads[key], reply.seq, tags, expires_at)
-                    learnt.append((key, reply.seq, entry))
-                shard.absorb(token, reply, learnt, now=reply.sent_at)
-            finally:
-                shard.release(token)
+        for chunk in in_chunks(group, MAX_KEYS_PER_SCRIPT, lambda key: len(contents[key[0]][1])):
+            to_store = [(key, facts, *contents[key]) for key, facts in chunk]
+            version = yield from _store_chunk(instance, shard, to_store, ttl, tags, condition, versions)
+            for key, _ in chunk:
+                versions[key] = version
     return versions
+
+
+def store_one(
+    instance: Instance, key: str, value: Any, *, ttl: float | None, tags: Iterable[str], condition: Condition | None
+) -> Operation[Version]:
+    """Store one value as :func:`store` does; return its version.
+
+    Raises:
+        As :func:`store`; what is wrong with the arguments is found by this call itself.
+    """
+    tags = check_tags(tags) if tags else ()
+    facts = instance.facts(key)
+    to_store = ((key, facts, *content_of(instance, key, value)),)
+    return _store_chunk(instance, instance.shard_of(facts[0]), to_store, ttl, tags, condition, ())
+
+
+def _store_chunk(
+    instance: Instance,
+    shard: Shard,
+    to_store: Sequence[tuple[str, KeyFacts, Any, bytes]],
+    ttl: float | None,
+    tags: tuple[str, ...],
+    condition: Condition | None,
+    applied_keys: Iterable[str],
+) -> Operation[Version]:
+    """Store key, facts, value and payload of several, by one script; return their version."""
+    ttl_ms = milliseconds(ttl)
+    keys = tuple([key for key, _, _, _ in to_store])
+    parts: list[bytes] = []
+    for _, facts, _, payload in to_store:
+        parts += envelope_parts(instance, facts[1], payload, tags)
+    request = StoreRequest(shard.index, keys, tuple(parts), ttl_ms, condition)
+    token = shard.register(keys)
+    try:
+        try:
+            (reply,) = yield (request,)
+        except BaseException as error:
+            _fail(shard, keys, applied_keys, error)
+            raise
+        assert isinstance(reply, WriteReply)
+        if not reply.applied:
+            _refuse(instance, shard, token, keys[0], reply, condition)
+        epoch, seq, sent_at = reply.epoch, reply.seq, reply.sent_at
+        if instance.settings.local_enabled:
+            expires_at = sent_at + lifetime_of(instance, ttl_ms)
+            learnt: list[tuple[str, int, Entry | None]] = [
+                (key, seq, instance.make_entry(facts, value, payload, seq, tags, expires_at))
+                for key, facts, value, payload in to_store
+            ]
+            shard.absorb(token, reply, learnt, now=sent_at)
+    finally:
+        shard.release(token)
+    return Version(epoch, seq)
 
 
 def delete(instance: Instance, keys: Iterable[str], *, condition: Condition | None = None) -> Operation[int]:
@@ -407,13 +439,18 @@ def write(
     try:
         (reply,) = yield (request,)
     except BaseException as error:
-        if not isinstance(error, CoherentCacheError) or getattr(error, "maybe_applied", False):
-            shard.distrust_keys(keys)
-        if isinstance(error, CacheUnavailable):
-            error.applied_keys = tuple(applied_keys)
+        _fail(shard, keys, applied_keys, error)
         raise
     assert isinstance(reply, WriteReply)
     return reply
+
+
+def _fail(shard: Shard, keys: Collection[str], applied_keys: Iterable[str], error: BaseException) -> None:
+    """Do what the failure of a write demands."""
+    if not isinstance(error, CoherentCacheError) or getattr(error, "maybe_applied", False):
+        shard.distrust_keys(keys)
+    if isinstance(error, CacheUnavailable):
+        error.applied_keys = tuple(applied_keys)
 
 
 def _refuse(
@@ -434,7 +471,7 @@ def _refuse(
     )
 
 
-def encode(instance: Instance, key: str, value: Any) -> bytes:
+def _encode(instance: Instance, key: str, value: Any) -> bytes:
     """Encode a value.
 
     Raises:
@@ -450,15 +487,16 @@ def encode(instance: Instance, key: str, value: Any) -> bytes:
     return payload
 
 
-def keeps_own(instance: Instance) -> bool:
-    """Tell whether the value of an own write will do for the local tier as it is.
+def content_of(instance: Instance, key: str, value: Any) -> tuple[Any, bytes]:
+    """Return what the local tier may hold of an own write, and its payload.
 
-    Else what its payload decodes to is taken, and decoded before anything is sent: later it could fail. For the local
-    tier must hold neither an object that the caller may still change, nor what a custom serializer would give back in
-    another form.
+    Raises:
+        SerializationError, ValueTooLarge: it cannot be stored.
     """
-    settings = instance.settings
-    return not settings.local_enabled or (settings.copy_values and instance.codec.code != CODE_CUSTOM)
+    payload = _encode(instance, key, value)
+    # Never an object that the caller may still change, nor what a custom serializer would give back in another form.
+    # Decoded before anything is sent: later it could fail.
+    return (value if instance.keeps_values else instance.codec.loads(payload)), payload
 
 
 def milliseconds(ttl: float | None) -> int:

@@ -33,7 +33,7 @@ from coherent_cache.core.requests import (
 )
 from coherent_cache.core.session import Sync
 from coherent_cache.errors import CacheUnavailable, NamespaceMismatch
-from coherent_cache.keys import shard_names
+from coherent_cache.keys import ShardNames, shard_names
 from coherent_cache.remote.connection import ReplyError, pack
 from coherent_cache.versions import EPOCH_BYTES
 from coherent_cache.wire import FORMAT, Kind, encode_message_ends, schema_bytes
@@ -70,6 +70,12 @@ TOUCH: Final = Script.load("common", "write", "envelope", "touch")
 FLOOR: Final = Script.load("common", "write", "floor")
 BATCH: Final = Script.load("common", "write", "envelope", "batch")
 SYNC: Final = Script.load("common", "sync")
+
+STORE_WORDS: Final = 17
+"""Words of the call that stores one value."""
+
+ENTROPY_STOCK: Final = 64
+"""Writes whose random bytes are fetched at once."""
 
 _MULTI: Final = pack(("MULTI",))
 _TIME_EXEC: Final = pack(("TIME",)) + pack(("EXEC",))
@@ -139,6 +145,14 @@ class ReadCall(NamedTuple):
         )
 
 
+def _answer(replies: list[Any]) -> Any:
+    """Return a script's one answer, or raise it if it is an error."""
+    (answer,) = replies
+    if isinstance(answer, ReplyError):
+        raise answer
+    return answer
+
+
 class ScriptCall(NamedTuple):
     """One script call.
 
@@ -164,10 +178,35 @@ class ScriptCall(NamedTuple):
 
     def parse(self, replies: list[Any], server: str, sent_at: float) -> Reply:
         """Make a reply; see :class:`Call`."""
-        (answer,) = replies
-        if isinstance(answer, ReplyError):
-            raise answer
-        return self.parser(answer, server, sent_at)
+        return self.parser(_answer(replies), server, sent_at)
+
+
+class StoreCall(NamedTuple):
+    """The call that stores one value, the commonest script: most of it is packed once for all.
+
+    Attributes:
+        start: of the call by the script's SHA-1, keys of the clock and log included.
+        start_with_text: the same for a server that does not know the script yet.
+        rest: what follows in both.
+    """
+
+    start: bytes
+    start_with_text: bytes
+    rest: bytes
+    replies: int = 1
+
+    @property
+    def packed(self) -> bytes:
+        """The call by the script's SHA-1."""
+        return self.start + self.rest
+
+    def packed_with_text(self) -> bytes:
+        """The call with the script's text."""
+        return self.start_with_text + self.rest
+
+    def parse(self, replies: list[Any], server: str, sent_at: float) -> Reply:
+        """Make a reply; see :class:`Call`."""
+        return _parse_write(_answer(replies), server, sent_at)
 
 
 class Scripts:
@@ -193,6 +232,9 @@ class Scripts:
         self._packers = tuple(
             lru_cache(maxsize=CACHED_KEYS)(partial(_packed_name, names.values)) for names in self.names
         )
+        self._entropy: list[bytes] = []
+        self._message_tail = lru_cache(maxsize=CACHED_KEYS)(self._packed_message_tail)
+        self._store_parts = tuple(map(self._packed_store_parts, self.names))
         self._read_heads = tuple(_MULTI + pack(("HMGET", names.clock, *fields)) for names in self.names)
 
     def call(self, request: Request) -> Call:
@@ -274,6 +316,8 @@ class Scripts:
         return ReadCall(b"".join((self._read_heads[request.shard], get, _TIME_EXEC)), 5, self._config)
 
     def _store(self, request: StoreRequest) -> Call:
+        if len(request.keys) == 1 and request.condition is None:
+            return self._store_one(request)
         prefix = self.names[request.shard].values
         values = tuple([prefix + key.encode("utf-8") for key in request.keys])
         arguments = (*_condition(request.condition), request.ttl_ms, *request.parts)
@@ -281,6 +325,37 @@ class Scripts:
         if request.condition is not None:
             script, arguments = STORE_IF, (*arguments, self._schema)
         return self._write(script, request.shard, values, Kind.SET, request.keys, arguments)
+
+    def _store_one(self, request: StoreRequest) -> StoreCall:
+        start, start_with_text, settings, message_head = self._store_parts[request.shard]
+        (key,), (prefix, content), ttl = request.keys, request.parts, b"%d" % request.ttl_ms
+        rest = b"%b%b%b%b%b$0\r\n\r\n$0\r\n\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+            self._packers[request.shard](key.encode("utf-8")), settings, self._random(), message_head,
+            self._message_tail(key), len(ttl), ttl, len(prefix), prefix, len(content), content,
+        )  # fmt: skip
+        return StoreCall(start, start_with_text, rest)
+
+    def _packed_store_parts(self, names: ShardNames) -> tuple[bytes, bytes, bytes, bytes]:
+        """Pack what precedes the value's name, by SHA-1 and by text; what precedes the random bytes; what follows."""
+        starts = [
+            b"*%d\r\n" % STORE_WORDS + _packed_words(*command, 3, names.clock, names.log)
+            for command in (("EVALSHA", STORE.sha), ("EVAL", STORE.text))
+        ]
+        head, _ = encode_message_ends(Kind.SET, self.origin, ())
+        settings = _packed_words(self._config, names.channel, self._log_length) + b"$%d\r\n" % EPOCH_BYTES
+        return starts[0], starts[1], settings, b"\r\n" + _packed_words(head)
+
+    def _packed_message_tail(self, key: str) -> bytes:
+        return _packed_words(encode_message_ends(Kind.SET, self.origin, (key,))[1])
+
+    def _random(self) -> bytes:
+        """Return 16 random bytes. They are fetched for many writes at once: a system call each costs more."""
+        try:
+            return self._entropy.pop()
+        except IndexError:
+            more = os.urandom(EPOCH_BYTES * ENTROPY_STOCK)
+            self._entropy += [more[at : at + EPOCH_BYTES] for at in range(EPOCH_BYTES, len(more), EPOCH_BYTES)]
+            return more[:EPOCH_BYTES]
 
     def _write(
         self,
@@ -297,10 +372,15 @@ class Scripts:
             script,
             (
                 len(redis_keys) + 2, names.clock, names.log, *redis_keys,
-                self._config, names.channel, self._log_length, os.urandom(EPOCH_BYTES), head, tail, *arguments,
+                self._config, names.channel, self._log_length, self._random(), head, tail, *arguments,
             ),
             _parse_write,
         )  # fmt: skip
+
+
+def _packed_words(*words: Any) -> bytes:
+    """Return words as Redis' protocol writes them, without their number."""
+    return pack(words).partition(b"\r\n")[2]
 
 
 def _packed_name(prefix: bytes, key: bytes) -> bytes:

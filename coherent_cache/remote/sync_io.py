@@ -12,7 +12,7 @@ import redis
 from coherent_cache.core.requests import ReadRequest, Reply, Request
 from coherent_cache.errors import CacheUnavailable
 from coherent_cache.remote.connection import CommandConnection, ConnectionLost, ReplyError, connect
-from coherent_cache.remote.scripts import Call, ReadCall, ScriptCall, Scripts
+from coherent_cache.remote.scripts import Call, ReadCall, ScriptCall, Scripts, StoreCall
 from coherent_cache.remote.topology import Endpoint
 
 
@@ -141,7 +141,7 @@ class SyncIO:
             NamespaceMismatch: the namespace was created with other settings. Nothing was done.
         """
         calls = [self._scripts.call(request) for request in requests]
-        writes = not isinstance(requests[0], ReadRequest)  # reads and writes are never sent together
+        writes = type(requests[0]) is not ReadRequest  # reads and writes are never sent together
         answers, server, sent_at = self._exchange(calls, writes=writes)
         replies = []
         for call, answer in zip(calls, answers, strict=True):
@@ -190,7 +190,11 @@ class SyncIO:
                 answers = [[next(replies) for _ in range(call.replies)] for call in calls]
             for at, call in enumerate(calls):
                 first = answers[at][0]
-                if isinstance(first, ReplyError) and first.code == "NOSCRIPT" and isinstance(call, ScriptCall):
+                if (
+                    isinstance(first, ReplyError)
+                    and first.code == "NOSCRIPT"
+                    and isinstance(call, ScriptCall | StoreCall)
+                ):
                     answers[at] = connection.exchange(call.packed_with_text(), 1)
             sound = True
         except ConnectionLost as error:

@@ -27,7 +27,7 @@ from coherent_cache.core.session import Sync
 from coherent_cache.errors import CacheUnavailable, NamespaceMismatch
 from coherent_cache.keys import shard_names
 from coherent_cache.remote import scripts
-from coherent_cache.remote.connection import ReplyError
+from coherent_cache.remote.connection import ReplyError, pack
 from coherent_cache.remote.scripts import Script, Scripts
 from coherent_cache.versions import EPOCH_BYTES
 from coherent_cache.wire import Kind, encode_message_ends
@@ -68,7 +68,7 @@ def commands(packed: bytes) -> list[list[bytes]]:
 
 def keys_and_rest(arguments: tuple) -> tuple[tuple, tuple]:
     """Split a script's arguments as Redis does."""
-    count = arguments[0]
+    count = int(arguments[0])
     return arguments[1 : count + 1], arguments[count + 1 :]
 
 
@@ -199,35 +199,35 @@ def test_the_arguments_of_a_write(made, case):
         # What they delete to begin with a write that is allowed in full memory.
         values.append(NAMES.probe)
 
-    call = made.call(request)
-    found_keys, (config, channel, log_length, entropy, head, tail, *rest) = keys_and_rest(call.arguments)
+    ((_, sha, *words),) = commands(made.call(request).packed)
+    found_keys, (config, channel, log_length, entropy, head, tail, *rest) = keys_and_rest(words)
 
-    assert call.script is script
+    assert sha == script.sha
     assert list(found_keys) == [NAMES.clock, NAMES.log, *values]
-    assert (config, channel, log_length) == (CONFIG, NAMES.channel, 500)
+    assert (config, channel, log_length) == (CONFIG, NAMES.channel, b"500")
     assert len(entropy) == EPOCH_BYTES
     assert (head, tail) == encode_message_ends(message[0], ORIGIN, message[1])
-    assert tuple(rest) == arguments
+    assert rest == commands(pack(("", *arguments)))[0][1:]
 
 
 @pytest.mark.parametrize("case", WRITES)
 def test_a_write_is_sent_by_its_sha_and_if_unknown_as_text(made, case):
-    call = made.call(WRITES[case][0])
+    request, script, *_ = WRITES[case]
+    call = made.call(request)
 
     (by_sha,), (by_text,) = commands(call.packed), commands(call.packed_with_text())
 
-    assert by_sha[:2] == [b"EVALSHA", call.script.sha]
-    assert by_text[:2] == [b"EVAL", call.script.text]
+    assert by_sha[:2] == [b"EVALSHA", script.sha]
+    assert by_text[:2] == [b"EVAL", script.text]
     assert by_sha[2:] == by_text[2:]  # the same entropy too: it is one write
-    assert len(by_sha) == 2 + len(call.arguments)
     assert call.replies == 1
 
 
 @pytest.mark.parametrize("case", WRITES)
 def test_a10_every_write_has_fresh_entropy(made, case):
-    entropies = {keys_and_rest(made.call(WRITES[case][0]).arguments)[1][3] for _ in range(50)}
+    entropies = {keys_and_rest(commands(made.call(WRITES[case][0]).packed)[0][2:])[1][3] for _ in range(200)}
 
-    assert len(entropies) == 50
+    assert len(entropies) == 200
 
 
 def test_every_shard_has_its_own_names(made):
@@ -272,9 +272,10 @@ def test_scripts_that_judge_stored_values_know_the_schema(schema, number, case):
     ],
 )
 def test_arguments_are_where_the_files_look_for_them(made, case, positions):
-    rest = keys_and_rest(made.call(WRITES[case][0]).arguments)[1]
+    rest = keys_and_rest(commands(made.call(WRITES[case][0]).packed)[0][2:])[1]
 
-    assert {number: rest[number - 1] for number in positions} == positions
+    (words,) = commands(pack(tuple(positions.values())))
+    assert [rest[number - 1] for number in positions] == words
 
 
 # --- answers to writes ---

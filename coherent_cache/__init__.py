@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from coherent_cache.batch import Batch, BatchResult
     from coherent_cache.cache import CacheEntry, CoherentCache
     from coherent_cache.core.batching import BatchItem
+    from coherent_cache.core.load_options import LoadContext
     from coherent_cache.core.operations import MISSING
     from coherent_cache.core.stats import CacheStats
     from coherent_cache.defaults import DEFAULT
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         ValueTooLarge,
         VersionConflict,
     )
+    from coherent_cache.loading_front import LoadResult
     from coherent_cache.versions import Version
 
 __all__ = [
@@ -41,6 +43,8 @@ __all__ = [
     "ConfigError",
     "ForeignValue",
     "InvalidKey",
+    "LoadContext",
+    "LoadResult",
     "LoaderTimeout",
     "NamespaceMismatch",
     "NotCoherent",
@@ -62,7 +66,9 @@ if not TYPE_CHECKING:
             "coherent_cache.defaults",
             "coherent_cache.core.operations",
             "coherent_cache.core.batching",
+            "coherent_cache.core.load_options",
             "coherent_cache.batch",
+            "coherent_cache.loading_front",
             "coherent_cache.cache",
         ),
     )

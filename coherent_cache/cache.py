@@ -15,6 +15,7 @@ from coherent_cache.batch import Batch
 from coherent_cache.config import Settings, check_instance_id, check_ttl
 from coherent_cache.core import operations
 from coherent_cache.core.entries import Entry
+from coherent_cache.core.leasing import is_older
 from coherent_cache.core.local_tier import LocalTier
 from coherent_cache.core.operations import MISSING, Missing
 from coherent_cache.core.requests import Condition
@@ -22,9 +23,10 @@ from coherent_cache.core.shard import Shard
 from coherent_cache.core.states import State
 from coherent_cache.core.stats import CacheStats, Counters
 from coherent_cache.defaults import DEFAULT, Default
-from coherent_cache.errors import CacheUnavailable, ConfigError, InvalidKey, NotCoherent
+from coherent_cache.errors import CacheUnavailable, ConfigError, NotCoherent
 from coherent_cache.events import Event
 from coherent_cache.keys import check_key
+from coherent_cache.loading_front import LoadingFront, several
 from coherent_cache.remote.topology import resolve
 from coherent_cache.runtime import Runtime, RuntimeHolder, clock, make_instance_id
 from coherent_cache.serializers import make_codec
@@ -55,7 +57,7 @@ class CacheEntry:
     age_bound: float
 
 
-class CoherentCache:
+class CoherentCache(LoadingFront):
     """A two-tier cache that can be trusted: a local tier in this process, Redis behind it, coherent with all peers.
 
     The contract: a read returns a value that was current at some moment in the last ``max_staleness`` seconds, or a
@@ -93,6 +95,8 @@ class CoherentCache:
         max_connections: int = config.DEFAULT_MAX_CONNECTIONS,
         log_length: int = config.DEFAULT_LOG_LENGTH,
         replay_limit: int = config.DEFAULT_REPLAY_LIMIT,
+        lease: float = config.DEFAULT_LEASE,
+        lease_wait: float = config.DEFAULT_LEASE_WAIT,
         instance_id: str | None = None,
     ) -> None:
         """Configure an instance. Nothing is connected yet.
@@ -129,6 +133,9 @@ class CoherentCache:
             max_connections: most connections for commands.
             log_length: invalidations that Redis keeps per shard, so that a short disconnection needs no flush.
             replay_limit: missed invalidations up to which a resync replays them; more flush the shard.
+            lease: seconds after which another process loads in place of one that died loading; a loader that lives may
+                take longer.
+            lease_wait: seconds that a process waits for another one's loader before it loads for itself.
             instance_id: name of this instance in messages and log lines; default ``host-pid-random``.
 
         Raises:
@@ -140,7 +147,7 @@ class CoherentCache:
             max_staleness=max_staleness, on_disconnect=on_disconnect, stale_limit=stale_limit, on_foreign=on_foreign,
             max_value_bytes=max_value_bytes, compress=compress, compress_above=compress_above, schema=schema,
             timeout=timeout, max_connections=max_connections, log_length=log_length,
-            replay_limit=replay_limit,
+            replay_limit=replay_limit, lease=lease, lease_wait=lease_wait,
         )  # fmt: skip
         if instance_id is not None:
             check_instance_id(instance_id)
@@ -184,20 +191,34 @@ class CoherentCache:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(
+        self,
+        key: str,
+        default: Any = None,
+        *,
+        max_staleness: float | None = None,
+        min_version: Version | None = None,
+    ) -> Any:
         """Return the value of a key, from the local tier or else from Redis, or ``default`` if there is none.
 
         Args:
             key: a non-empty str of at most 1,024 UTF-8 bytes.
             default: what to return if the key is absent.
+            max_staleness: seconds: ask Redis unless the local tier was proven fresh not longer ago than that; 0 asks in
+                any case. More than the cache's own ``max_staleness`` changes nothing.
+            min_version: a version that ``set`` returned, perhaps on another instance: nothing older is returned. If
+                Redis itself has lost it, the key counts as absent; versions of a history that Redis has lost as a whole
+                ask nothing.
 
         Raises:
-            InvalidKey: before anything is sent.
+            InvalidKey, ConfigError: before anything is sent.
             CacheUnavailable: Redis refused or is away.
             NotCoherent: ``on_disconnect="fail"``, and freshness cannot be proven.
             ForeignValue: the key holds bytes of another program, and ``on_foreign="raise"``.
             SerializationError: the stored value cannot be decoded.
         """
+        if max_staleness is not None or min_version is not None:
+            return self._get(key, default, max_staleness, min_version)
         # P4: the horizon first, then the clock, then the look-up; one tier object throughout.
         tier = self._shard.tier
         if tier.valid_until >= (now := clock()):
@@ -214,13 +235,15 @@ class CoherentCache:
                     return self._decode(entry.value)
         return self._get(key, default)
 
-    def _get(self, key: str, default: Any) -> Any:
-        """Go on where the inlined hit left off: several shards, stale service, a miss."""
-        entry = self._local_entry(key)
+    def _get(
+        self, key: str, default: Any, max_staleness: float | None = None, min_version: Version | None = None
+    ) -> Any:
+        """Go on where the inlined hit left off: several shards, stale service, readers who want more, a miss."""
+        entry = self._fresh_entry(key, max_staleness, min_version)
         if entry is not None:
             return self._value(entry)
         found = self._read_one(key)
-        return default if found is None else found.value
+        return default if found is None or is_older(found.version, min_version) else found.value
 
     def get_entry(self, key: str) -> CacheEntry | None:
         """Return the value of a key with its version, tier and age, or None if there is none.
@@ -263,7 +286,7 @@ class CoherentCache:
         Raises:
             As :meth:`get`.
         """
-        wanted = _several(keys)
+        wanted = several(keys)
         found: dict[str, Any] = {}
         missing: list[str] = []
         tier = self._shard.tier
@@ -305,7 +328,7 @@ class CoherentCache:
         Raises:
             As :meth:`get`.
         """
-        wanted = _several(keys)
+        wanted = several(keys)
         for key in wanted:
             check_key(key)
         self.wait_ready(self._settings.timeout)
@@ -384,7 +407,7 @@ class CoherentCache:
         Raises:
             As :meth:`delete`; with ``CacheUnavailable``, ``applied_keys`` tells which were deleted all the same.
         """
-        return self._runtime.run(operations.delete(self._runtime.instance, _several(keys)))
+        return self._runtime.run(operations.delete(self._runtime.instance, several(keys)))
 
     def batch(self) -> Batch:
         """Collect writes and send them together: one script per shard, one version and one message (P1).
@@ -631,21 +654,6 @@ class CoherentCache:
 
 def void(_: object) -> None:
     """Return nothing."""
-
-
-def _several(keys: Iterable[str]) -> list[str]:
-    """Return keys once each, in their order."""
-    if isinstance(keys, str | bytes):
-        raise ConfigError("keys", f"must be a collection of str, not one {type(keys).__name__}: write [{keys!r}]")
-    if not isinstance(keys, list | tuple):
-        try:
-            keys = list(keys)
-        except TypeError:
-            raise ConfigError("keys", f"must be a collection of str, not {type(keys).__name__}") from None
-    try:
-        return list(dict.fromkeys(keys))
-    except TypeError:
-        raise InvalidKey("a key must be a str; one of these is not even hashable") from None
 
 
 def _condition(if_version: Version | Missing | None) -> Condition | None:

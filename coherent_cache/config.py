@@ -49,6 +49,12 @@ DEFAULT_LOG_LENGTH: Final = 10_000
 DEFAULT_REPLAY_LIMIT: Final = 2_000
 """Missed invalidations up to which a resync replays the log, as far as it reaches; beyond, a flush is cheaper (P6)."""
 
+DEFAULT_LEASE: Final = 10.0
+"""Seconds after which the lease of a loader that has died ends (P11). One that lives renews it, and may take longer."""
+
+DEFAULT_LEASE_WAIT: Final = 60.0
+"""Seconds that a process waits for another one's loader before it loads for itself (P11)."""
+
 HEARTBEATS_PER_BOUND: Final = 3
 """``max_staleness`` must span at least this many heartbeats, so that one lost beat does not end service (P4)."""
 
@@ -88,6 +94,8 @@ class Settings:
     max_connections: int = DEFAULT_MAX_CONNECTIONS
     log_length: int = DEFAULT_LOG_LENGTH
     replay_limit: int = DEFAULT_REPLAY_LIMIT
+    lease: float = DEFAULT_LEASE
+    lease_wait: float = DEFAULT_LEASE_WAIT
 
     def __post_init__(self) -> None:
         """Check every option; the error names the option and the range that is allowed."""
@@ -122,6 +130,8 @@ class Settings:
         _integer("max_connections", self.max_connections, 1, 100_000)
         _integer("log_length", self.log_length, 1, 10**7)
         _integer("replay_limit", self.replay_limit, 0, 60_000)
+        _seconds("lease", self.lease, 0.05, 3600)
+        _seconds("lease_wait", self.lease_wait, 0, 86_400)
 
 
 def check_ttl(option: str, ttl: object) -> None:
@@ -132,6 +142,26 @@ def check_ttl(option: str, ttl: object) -> None:
     """
     if ttl is not None:
         _seconds(option, ttl, 0.001, 315_360_000, none="None for no expiry, or ")
+
+
+def check_seconds(option: str, value: object, low: float = 0.001, high: float = 315_360_000) -> None:
+    """Check a duration that may be left out: None, or seconds between two bounds.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if value is not None:
+        _seconds(option, value, low, high, none="None, or ")
+
+
+def check_fraction(option: str, value: object) -> None:
+    """Check a part of something that may be left out: None, or a number above 0 and below 1.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1):
+        raise ConfigError(option, f"must be None, or a number above 0 and below 1, not {value!r}")
 
 
 def check_instance_id(instance_id: object) -> None:

@@ -105,7 +105,20 @@ class VersionConflict(CoherentCacheError):
 
 
 class LoaderTimeout(CoherentCacheError, TimeoutError):
-    """A loader did not finish within its time-out."""
+    """A loader did not finish within ``hard_timeout``; it goes on in the background.
+
+    Attributes:
+        key: the key that was to be loaded.
+        seconds: the time-out.
+    """
+
+    def __init__(self, key: str, seconds: float) -> None:
+        super().__init__(
+            f"key {key!r} was not loaded within hard_timeout={seconds} s; the loader goes on in the background. "
+            "Raise the option, or give fail_safe= to be served the last known value"
+        )
+        self.key = key
+        self.seconds = seconds
 
 
 class CacheUnavailable(CoherentCacheError):

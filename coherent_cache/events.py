@@ -108,7 +108,7 @@ class InvalidationReceived(Event):
 
     Attributes:
         shard: number of the shard.
-        kind: ``set``, ``delete``, ``touch``, ``tag`` or ``clear``.
+        kind: ``set``, ``delete``, ``touch``, ``tag``, ``clear`` or ``release``.
         seq: version that the write made.
         origin: instance that wrote.
         names: keys or tags concerned.
@@ -160,6 +160,51 @@ class FillRefused(Event):
     shard: int
     key: str
     seq: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed(Event):
+    """A loader raised, or returned what cannot be encoded.
+
+    Attributes:
+        key: the key.
+        error: the exception's type.
+    """
+
+    name: ClassVar[str] = "load_failed"
+    level: ClassVar[Level] = "warning"
+    key: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseVoided(Event):
+    """A loaded value was returned to its caller but not stored: something happened to its key meanwhile (P11).
+
+    Attributes:
+        shard: number of the shard.
+        key: the key.
+    """
+
+    name: ClassVar[str] = "lease_voided"
+    level: ClassVar[Level] = "debug"
+    shard: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class StaleServed(Event):
+    """A value was served beyond its time (``fail_safe``).
+
+    Attributes:
+        key: the key.
+        cause: why it could not be loaded.
+    """
+
+    name: ClassVar[str] = "stale_served"
+    level: ClassVar[Level] = "warning"
+    key: str
     cause: str
 
 

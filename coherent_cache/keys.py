@@ -32,6 +32,7 @@ class ShardNames:
         probe: a key that never exists; deleting it proves that the server accepts writes (P4).
         channel: Pub/Sub channel. Pub/Sub ignores the database number, so the name contains it (review A27).
         values: prefix of the value keys.
+        refreshes: prefix of the keys where the refresh of a value is claimed (P11).
     """
 
     clock: bytes
@@ -39,10 +40,15 @@ class ShardNames:
     probe: bytes
     channel: bytes
     values: bytes
+    refreshes: bytes
 
     def value(self, key: bytes) -> bytes:
         """Name of the value of a user key, given in UTF-8."""
         return self.values + key
+
+    def refresh(self, key: bytes) -> bytes:
+        """Name of the claim to refresh the value of a user key, given in UTF-8."""
+        return self.refreshes + key
 
 
 def shard_names(namespace: str, shard: int, database: int) -> ShardNames:
@@ -55,6 +61,7 @@ def shard_names(namespace: str, shard: int, database: int) -> ShardNames:
         probe=prefix + b"probe",
         channel=prefix + b"messages:%d" % database,
         values=prefix + b"v:",
+        refreshes=prefix + b"r:",
     )
 
 

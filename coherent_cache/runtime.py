@@ -8,16 +8,32 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from coherent_cache.config import Settings
 from coherent_cache.core.instance import Instance
-from coherent_cache.core.requests import Operation, ReadRequest, T
+from coherent_cache.core.leasing import LoaderError
+from coherent_cache.core.requests import (
+    FRONT_REQUESTS,
+    Loaded,
+    LoadRequest,
+    Operation,
+    ReadRequest,
+    Reply,
+    Request,
+    Spawned,
+    SpawnRequest,
+    T,
+    WaitRequest,
+    Woken,
+)
 from coherent_cache.errors import CacheUnavailable
 from coherent_cache.events import Event, InternalError
+from coherent_cache.loads import Background, Renewals
 from coherent_cache.logs import EventLog
 from coherent_cache.remote.scripts import Scripts
 from coherent_cache.remote.subscriber import Subscriber
@@ -139,6 +155,8 @@ class Runtime:
             counters=self.instance.counters,
             events=self.events,
         )
+        self._renewals = Renewals(self._io.execute, clock, lease=settings.lease, name=f"{name}:renewals")
+        self._background = Background(f"{name}:load")
         self._start_lock = threading.Lock()
         self._started = False
         self._checked = settings.shards == 1
@@ -156,7 +174,11 @@ class Runtime:
             requests = next(operation)
             while True:
                 try:
-                    replies = self._io.execute(requests)
+                    replies: Sequence[Reply]
+                    if type(requests[0]) in FRONT_REQUESTS:
+                        replies = (self._serve(requests[0]),)
+                    else:
+                        replies = self._io.execute(requests)
                 except BaseException as error:  # noqa: BLE001  # every failure is the operation's to judge
                     if isinstance(error, CacheUnavailable):
                         self.instance.counters.errors += 1
@@ -172,6 +194,37 @@ class Runtime:
             operation.close()
             if self.events.waiting:
                 self.events.drain()
+
+    def _serve(self, request: Request) -> Reply:
+        """Do what an operation asks of the front: call a loader, wait, begin something in the background (P11)."""
+        match request:
+            case LoadRequest():
+                with self._renewals.holding(request.leases):
+                    return Loaded(request.load())
+            case WaitRequest():
+                waiter = request.waiter
+                if waiter is not None and not waiter.woken:
+                    event = threading.Event()
+                    waiter.listen(event.set)
+                    event.wait(None if request.until == inf else max(0.0, request.until - clock()))
+                return Woken(waiter is not None and waiter.woken, clock())
+            case SpawnRequest():
+                return Spawned(self.spawn(request.operation))
+            case _:
+                raise AssertionError(f"the front does not know {type(request).__name__}")
+
+    def spawn(self, operation: Operation[Any]) -> bool:
+        """Run an operation in the background; its errors are told as events. False if there is no thread for it."""
+        return self._background.run(partial(self._run_alone, operation))
+
+    def _run_alone(self, operation: Operation[Any]) -> None:
+        try:
+            self.run(operation)
+        except LoaderError:
+            pass  # an event has told
+        except Exception as error:  # noqa: BLE001  # nobody waits for it
+            self.events.emit(InternalError("background load", type(error).__name__))
+            self.events.drain()
 
     def start(self) -> None:
         """Start the subscriber thread, once."""
@@ -209,6 +262,8 @@ class Runtime:
             self.closed = True
         if self._started and self.settings.local_enabled:
             self._subscriber.stop(self.settings.timeout + 1)
+        self._background.stop(self.settings.timeout)
+        self._renewals.stop(self.settings.timeout + 1)
         self._pool.close()
         self.instance.clear_local()
         self.events.drain()

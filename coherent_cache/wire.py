@@ -25,6 +25,11 @@ Flags: bits 0 and 1 say how the payload is compressed (0 not at all, 1 zlib, 2 z
 schema other than 0, whose number (u16) takes the place of the digest's last two bytes: so it lies in what one key's
 envelopes have in common, and a reader of the same schema checks it for nothing. The other bits must be 0.
 
+Two codecs stand for what is no value (P11). A *lease* lies where the value will be that its holder is loading: no tags,
+its payload is the holder's random token, its seq one above the clock that it was taken at, its expiry 0, for only
+Redis' own expiry counts. *Nothing* says that a loader has found no such thing; its payload is empty. Both are absent
+for every read.
+
 Message, published and logged by every write::
 
     01, then [kind, epoch, seq, nonce, previous nonce, seconds, microseconds, origin, names]
@@ -67,6 +72,15 @@ FLAG_SCHEMA: Final = 0x04
 
 CODING_SHIFT: Final = 8
 """A decoded envelope tells its codec, and above these bits its compression, as one number: one comparison is enough."""
+
+CODE_LEASE: Final = 254
+"""Codec of an envelope that is a lease (P11)."""
+
+CODE_NOTHING: Final = 253
+"""Codec of an envelope that says "no such thing" (P11)."""
+
+TOKEN_BYTES: Final = 16
+"""Length of a lease's token."""
 
 _MAGIC: Final = bytes((ENVELOPE_MAGIC,))
 _MESSAGE_FORMAT_BYTE: Final = bytes((MESSAGE_FORMAT,))
@@ -119,6 +133,7 @@ class Kind(IntEnum):
     TAG = 4
     CLEAR = 5
     BATCH = 6
+    RELEASE = 7  # a lease was given up: nothing changed, but who waits for it asks again (P11)
 
 
 _KINDS: Final[dict[int, Kind]] = {kind.value: kind for kind in Kind}
@@ -206,6 +221,16 @@ def compressed_prefix(prefix: bytes, compression: int) -> bytes:
         compression: how, see the flags in the description of the module.
     """
     return b"".join((prefix[:FLAGS_AT], bytes((prefix[FLAGS_AT] | compression,)), prefix[FLAGS_AT + 1 :]))
+
+
+def coded_prefix(prefix: bytes, codec: int) -> bytes:
+    """Return what precedes the epoch of an envelope of another codec.
+
+    Args:
+        prefix: :func:`envelope_prefix` of the key.
+        codec: number of the codec.
+    """
+    return b"".join((prefix[:_CODEC_AT], bytes((codec,)), prefix[_CODEC_AT + 1 :]))
 
 
 def encode_content(tags: tuple[str, ...], payload: bytes) -> bytes:

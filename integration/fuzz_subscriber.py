@@ -574,7 +574,7 @@ class Stream:
             hit = (
                 message.kind is Kind.CLEAR
                 or (message.kind is Kind.TAG and set(entry.tags) & set(message.names))
-                or (message.kind not in (Kind.CLEAR, Kind.TAG) and key in message.names)
+                or (message.kind not in (Kind.CLEAR, Kind.TAG, Kind.RELEASE) and key in message.names)
             )
             assert not hit or entry.seq >= message.seq, f"{key!r} at {entry.seq} is older than message {message.seq}"
 

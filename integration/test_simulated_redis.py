@@ -19,9 +19,17 @@ from coherent_cache.core.requests import (
     BatchRequest,
     Condition,
     DeleteRequest,
+    FillRequest,
     FloorRequest,
+    Lease,
+    LeaseReply,
+    LeaseRequest,
+    LeaseStatus,
     ReadReply,
     ReadRequest,
+    ReleaseRequest,
+    RenewReply,
+    RenewRequest,
     StoreRequest,
     TouchRequest,
 )
@@ -33,6 +41,8 @@ from coherent_cache.remote.sync_io import ConnectionPool, SyncIO
 from coherent_cache.remote.topology import resolve
 from coherent_cache.testing.simulation.server import Refused, Server, Stored
 from coherent_cache.wire import (
+    CODE_LEASE,
+    CODE_NOTHING,
     PREFIX_BYTES,
     Kind,
     WireError,
@@ -62,6 +72,13 @@ class Numbers:
         return self._seen.setdefault(data, len(self._seen))
 
 
+def epoch_of(reply, before):
+    """Return the epoch that a reply names."""
+    if isinstance(reply, RenewReply):
+        return before
+    return reply.read.epoch if isinstance(reply, LeaseReply) else reply.epoch
+
+
 class Real:
     """A Redis server, reached as instances reach it."""
 
@@ -79,6 +96,7 @@ class Real:
             pass
         self.numbers = Numbers()
         self.epoch = b""
+        self.leases = []
 
     def close(self):
         self._listener.close()
@@ -87,7 +105,7 @@ class Real:
 
     def execute(self, request):
         (reply,) = self._io.execute([request])
-        self.epoch = reply.epoch
+        self.epoch = epoch_of(reply, self.epoch)
         return reply
 
     def sync(self, token, position):
@@ -154,6 +172,7 @@ class Simulated:
         self.messages = []
         self.numbers = Numbers()
         self.epoch = b""
+        self.leases = []
 
     def push(self, _kind, _shard, data):
         self.messages.append(data)
@@ -166,7 +185,7 @@ class Simulated:
         if self.server.refuse == "OOM" and isinstance(request, ReadRequest):
             request = request._replace(judge_tags=True)  # a full Redis runs no transaction: see SyncIO.execute
         reply = self.server.execute(request, origin="-", sent_at=0.0)
-        self.epoch = reply.epoch
+        self.epoch = epoch_of(reply, self.epoch)
         return reply
 
     def sync(self, token, position):
@@ -201,6 +220,7 @@ class Simulated:
         self.data.lose_clock()
         self.data.log.clear()
         self.data.values.clear()
+        self.data.refreshes.clear()
 
     def refuse(self, why):
         self.server.refuse = why
@@ -219,6 +239,14 @@ def opened(side, key, data, now_ms):
     return (side.numbers[epoch], seq, expires_ms and round((expires_ms - now_ms) / ROUGHLY_MS), *rest)
 
 
+def leases_given(request, reply):
+    """Return the lease that a reply gives, as the core makes it."""
+    if not isinstance(reply, LeaseReply) or reply.status is not LeaseStatus.LEASED:
+        return []
+    read = reply.read
+    return [Lease(0, request.key, request.parts[1], read.epoch, read.seq + 1, request.version, 0.0)]
+
+
 def told(side, message):
     numbers = side.numbers
     return message._replace(
@@ -235,6 +263,14 @@ def answer(side, step):
             reply = side.execute(request)
         except (CacheUnavailable, Refused):
             return "refused"
+        side.leases += leases_given(request, reply)
+        if isinstance(reply, RenewReply):
+            return reply.held
+        if isinstance(reply, LeaseReply):
+            read = reply.read
+            values = [data and opened(side, request.key.encode(), data, read.now_ms) for data in read.envelopes]
+            left = round(reply.remaining * 1000 / ROUGHLY_MS)
+            return reply.status, side.numbers[read.epoch], read.seq, read.floor, values, left
         if isinstance(reply, ReadReply):
             assert abs(reply.now_ms - time.time() * 1000) < ROUGHLY_MS
             values = [
@@ -294,6 +330,35 @@ def drawn_steps(rng):
             ttls_ms = tuple(ttl if name == key else 0 for name in stored)
             return BatchRequest(0, stored + (deleted if stored else keys), tuple(parts), ttls_ms)
 
+        token = encode_content((), b"token %d" % number)
+        version, over_foreign = rng.choice((0, 0, 0, position, position)), rng.random() < 0.3
+
+        def lease(_, key=key, token=token, version=version, over_foreign=over_foreign):
+            prefix = envelope_prefix(key_digest(key.encode()), CODE_LEASE)
+            return LeaseRequest(0, key, (prefix, token), 600_000, version, over_foreign)
+
+        which = rng.choice((-1, -1, -1, -2, -3))
+
+        def of_lease(side, make, which=which):
+            known = side.leases[which:] or [Lease(0, "k1", b"no such token", b"x" * 16, 1, 0, 0.0)]
+            return make(known[0])
+
+        def release(side, of_lease=of_lease):
+            return of_lease(side, lambda lease: ReleaseRequest(0, (lease.key,), lease._replace(version=0)))
+
+        def renew(side, of_lease=of_lease, lease_ms=rng.choice((600_000, 600_000, 0))):  # noqa: B008
+            return of_lease(side, lambda lease: RenewRequest(0, lease, lease_ms))
+
+        codec, loaded = rng.choice((1, 1, CODE_NOTHING)), encode_content(tags, b"loaded %d" % number)
+
+        def fill(side, ttl=ttl, tags=tags, codec=codec, loaded=loaded, of_lease=of_lease):
+            return of_lease(
+                side,
+                lambda lease: FillRequest(
+                    0, (lease.key,), (envelope_prefix(key_digest(lease.key.encode()), codec), loaded), ttl, tags, lease
+                ),
+            )
+
         read = ReadRequest(0, tuple(name.encode() for name in keys), rng.random() < 0.4)
         floor = FloorRequest(0, Kind.CLEAR) if rng.random() < 0.3 else FloorRequest(0, Kind.TAG, tags or ("t1",))
         raw = rng.choice((b"", b"raw", b"\xc1\x01 not all of it", None, b"x" * 100))
@@ -302,12 +367,13 @@ def drawn_steps(rng):
                 ("request", lambda _, read=read: read), ("request", store), ("request", delete),
                 ("request", batch), ("request", lambda _, key=key, ttl=ttl: TouchRequest(0, key, ttl)),
                 ("request", lambda _, floor=floor: floor),
+                ("request", lease), ("request", fill), ("request", release), ("request", renew),
                 ("sync", b"%08d" % number, rng.choice((None, position, position))),
                 ("lose_clock",), ("lose_log",), ("spoil_log",), ("trim_log", position), ("lose_value", key),
                 ("write_raw", key, raw), ("copy_value", key, keys[-1]), ("flush",),
                 ("refuse", rng.choice(("OOM", "NOREPLICAS"))), ("refuse", ""), ("heard",),
             ],
-            [30, 24, 8, 8, 6, 4, 12, 1, 1, 1, 2, 2, 3, 2, 0.5, 3, 3, 3],
+            [26, 16, 8, 8, 6, 4, 20, 16, 4, 6, 12, 1, 1, 1, 2, 2, 3, 2, 0.5, 3, 3, 3],
         )[0]  # fmt: skip
     yield ("refuse", "")
     yield ("heard",)
@@ -330,4 +396,7 @@ def test_the_simulated_redis_answers_as_the_real_one(redis_server, namespace, se
             real.refuse("")
     answers = [theirs for (name, *_), theirs in trace if name == "request"]
     assert sum(each == "refused" for each in answers) > 5
+    leases = [each[0] for each in answers if isinstance(each, tuple) and isinstance(each[0], LeaseStatus)]
+    assert set(leases) == set(LeaseStatus)
+    assert {each for each in answers if isinstance(each, bool)} == {True, False}
     assert sum(isinstance(each, tuple) and len(each) == 6 and each[2] is False for each in answers) > 20

@@ -43,7 +43,11 @@ ROOT = Path(__file__).resolve().parent.parent
 DEADLINE = 60.0  # seconds for a worker whose caller names no other limit
 STOP_TIMEOUT = 10.0  # seconds until a killed worker must be gone
 RESULT = "__result__"  # key of the last line
-MODULES = ("integration.coherence_workers", "integration.fork_workers")  # where more workers register themselves
+MODULES = (
+    "integration.coherence_workers",
+    "integration.fork_workers",
+    "integration.load_workers",
+)  # where more workers register themselves
 
 WORKERS: dict[str, Callable[..., Any]] = {}
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 
-from coherent_cache.cache import DEFAULT
 from coherent_cache.cli.common import EXIT_OK, add_connection, from_text, open_cache, say, say_json, ttl
 from coherent_cache.config import DEFAULT_TTL
+from coherent_cache.defaults import DEFAULT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

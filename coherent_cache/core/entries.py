@@ -96,6 +96,21 @@ class Entry:
         return now >= self.expires_at
 
 
+class KeptEntry(Entry):
+    """A last known value, kept beyond its time to be served as stale when it cannot be loaded.
+
+    Attributes:
+        retry_at: until when no other attempt to load it is made, in seconds of the local clock.
+    """
+
+    __slots__ = ("retry_at",)
+
+    def __init__(self, entry: Entry, seconds: float) -> None:
+        shared = entry.deadline >= entry.coded_deadline
+        super().__init__(entry.value, entry.seq, entry.size, entry.expires_at + seconds, shared, entry.tags)
+        self.retry_at = _NEVER
+
+
 class CountedEntry(Entry):
     """An entry whose every use counts: what "lfu" stores. A hit costs one Python call more.
 

@@ -14,6 +14,7 @@ from coherent_cache.core.local_tier import LocalTier
 from coherent_cache.core.shard import RemoteShard, Shard
 from coherent_cache.core.states import State, worst
 from coherent_cache.core.stats import CacheStats, Counters
+from coherent_cache.core.waiting import Flights
 from coherent_cache.errors import ForeignValue
 from coherent_cache.events import Event, ForeignValueSeen
 from coherent_cache.keys import check_key, key_digest, shard_of
@@ -36,7 +37,9 @@ class Instance:
         shards: one per shard of the namespace.
         facts: returns a key's facts, or raises InvalidKey (TypeError if the key is not even hashable).
         counters: see :class:`coherent_cache.core.stats.Counters`.
+        flights: the loads under way in this process (P11).
         instance_id: its name in messages and log lines.
+        rng: for jitter and the tokens of leases.
         emit: takes events; must not block.
     """
 
@@ -57,7 +60,7 @@ class Instance:
             codec: its codec.
             instance_id: its name.
             lock: makes a shard's lock, see :class:`coherent_cache.core.shard.Shard`.
-            rng: for random replacement.
+            rng: for random replacement, jitter and the tokens of leases.
             emit: takes events; must not block.
         """
         self.settings = settings
@@ -65,6 +68,8 @@ class Instance:
         self.instance_id = instance_id
         self.emit = emit
         self.counters = Counters()
+        self.rng = rng
+        self.flights = Flights(lock())
         self._share_all = not settings.copy_values
         self.keeps_values = not settings.local_enabled or (settings.copy_values and codec.code != CODE_CUSTOM)
         """Whether a value that is written may itself go into an entry, or goes nowhere."""
@@ -169,6 +174,8 @@ class Instance:
             total_requests=total,
             redis_hits=counters.redis_hits,
             loads=counters.loads,
+            load_failures=counters.load_failures,
+            stale_served=counters.stale_served,
             evictions=removals[RemovalCause.SIZE],
             expirations=removals[RemovalCause.EXPIRED],
             removals={cause.value: count for cause, count in removals.items()},

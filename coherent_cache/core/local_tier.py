@@ -235,6 +235,10 @@ class LocalTier:
         self._chooser.on_remove()
         return count
 
+    def sibling(self) -> LocalTier:
+        """Return an empty tier with the same limits, for other purposes: its policy is "lru", its counts its own."""
+        return LocalTier(max_entries=self.max_entries, max_bytes=self.max_bytes, rng=self._rng)
+
     def replacement(self, cause: RemovalCause) -> LocalTier:
         """Return an empty tier to take the place of this one; count the entries held here under ``cause``.
 

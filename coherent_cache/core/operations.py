@@ -48,6 +48,8 @@ from coherent_cache.serializers import Codec
 from coherent_cache.serializers.compression import decompress
 from coherent_cache.versions import Version
 from coherent_cache.wire import (
+    CODE_LEASE,
+    CODE_NOTHING,
     CODING_SHIFT,
     Kind,
     OtherSchema,
@@ -90,6 +92,8 @@ class Found(NamedTuple):
     expires_at: float
     sent_at: float
 
+
+_NO_VALUES: Final = frozenset((CODE_LEASE, CODE_NOTHING))
 
 RawFound = tuple[Any, int, float]
 """Value, seq and expiry: what a bulk read needs of :class:`Found`, made in a tenth of the time."""
@@ -150,7 +154,7 @@ def read(
                 if into is not None:
                     into.append(reply)
                 tagged: list[Key] = []
-                shard.absorb(token, reply, _take(instance, chunk, reply, found, tagged), now=reply.sent_at)
+                shard.absorb(token, reply, take(instance, chunk, reply, found, tagged), now=reply.sent_at)
                 if tagged:
                     doubtful.append((shard, tagged))
         finally:
@@ -162,7 +166,7 @@ def read(
     return found
 
 
-def _take(
+def take(
     instance: Instance, chunk: Sequence[Key], reply: ReadReply, found: dict[str, RawFound], tagged: list[Key]
 ) -> list[tuple[str, int, Entry | None]]:
     """Judge and decode what a reply holds; return what the shard is to take in.
@@ -192,8 +196,15 @@ def _take(
             instance.foreign(key, str(error))  # raises, unless such bytes are to be a miss
             items.append((key, clock + 1, None))
             continue
-        # An envelope lives iff it is of the same epoch, floors < version <= clock, and its time is not over (P2, P10).
-        if written_in != epoch or not floor < seq <= clock or seq <= tag_floor or 0 < expires_ms <= now_ms:
+        # An envelope lives iff it is of the same epoch, floors < version <= clock, and its time is not over (P2, P10);
+        # a lease and "no such thing" are no values (P11).
+        if (
+            written_in != epoch
+            or not floor < seq <= clock
+            or seq <= tag_floor
+            or 0 < expires_ms <= now_ms
+            or (coding != code_here and coding in _NO_VALUES)
+        ):
             items.append((key, clock + 1, None))
             continue
         if tags and seq < reply.tag_seq:
@@ -447,10 +458,15 @@ def write(
 
 def _fail(shard: Shard, keys: Collection[str], applied_keys: Iterable[str], error: BaseException) -> None:
     """Do what the failure of a write demands."""
-    if not isinstance(error, CoherentCacheError) or getattr(error, "maybe_applied", False):
-        shard.distrust_keys(keys)
+    distrust_if_ambiguous(shard, error, keys)
     if isinstance(error, CacheUnavailable):
         error.applied_keys = tuple(applied_keys)
+
+
+def distrust_if_ambiguous(shard: Shard, error: BaseException, keys: Collection[str]) -> None:
+    """After a write that failed: distrust its keys unless it is certain that nothing was written (review A8)."""
+    if not isinstance(error, CoherentCacheError) or getattr(error, "maybe_applied", False):
+        shard.distrust_keys(keys)
 
 
 def _refuse(

@@ -1,4 +1,4 @@
-"""What operations ask of Redis, and what it answers: plain data between the pure core and whoever talks to Redis.
+"""What operations ask for, and what is answered: plain data between the pure core and the fronts.
 
 An operation is a generator that yields a sequence of requests and is sent the sequence of their replies, in the same
 order. A failure is thrown into it as :class:`coherent_cache.errors.CacheUnavailable`.
@@ -6,10 +6,12 @@ order. A failure is thrown into it as :class:`coherent_cache.errors.CacheUnavail
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeVar
+from enum import StrEnum
+from typing import Any, Final, NamedTuple, TypeVar
 
+from coherent_cache.core.waiting import Waiter
 from coherent_cache.wire import Kind
 
 MAX_KEYS_PER_SCRIPT: Final = 1000
@@ -138,6 +140,113 @@ class BatchRequest(NamedTuple):
     ttls_ms: tuple[int, ...]
 
 
+class Lease(NamedTuple):
+    """The right to store what a loader will return, unless anything happens meanwhile (P11).
+
+    Attributes:
+        shard: the shard that the key belongs to.
+        key: user key.
+        content: what follows the expiry in the lease's envelope: a random token.
+        epoch: history that it was taken in.
+        seq: one above the clock when it was taken: floors from there on void it.
+        version: seq of the value that is to be refreshed; 0 for a load, whose lease lies where the value will be.
+        taken_at: local clock before it was asked for, in seconds.
+    """
+
+    shard: int
+    key: str
+    content: bytes
+    epoch: bytes
+    seq: int
+    version: int
+    taken_at: float
+
+
+class LeaseRequest(NamedTuple):
+    """Ask for a value, and if there is none for the right to load it (P11).
+
+    Attributes:
+        shard: the shard that the key belongs to.
+        key: user key.
+        parts: of the lease's envelope: what precedes the epoch and what follows the expiry.
+        lease_ms: milliseconds that the lease lives unless it is renewed.
+        version: seq of the value that is to be refreshed; 0 for a load.
+        over_foreign: whether bytes of another program count as absent.
+    """
+
+    shard: int
+    key: str
+    parts: tuple[bytes, bytes]
+    lease_ms: int
+    version: int = 0
+    over_foreign: bool = False
+
+
+class LeaseStatus(StrEnum):
+    """How a :class:`LeaseRequest` was answered."""
+
+    VALUE = "value"  # there is one
+    TAKEN = "taken"  # another lease lives
+    LEASED = "leased"
+    FOREIGN = "foreign"  # bytes of another program are there
+
+
+class LeaseReply(NamedTuple):
+    """Answer to a :class:`LeaseRequest`.
+
+    Attributes:
+        status: see :class:`LeaseStatus`.
+        read: what a read would have answered at that moment; tags are judged.
+        remaining: seconds that the other lease lives unless it is renewed; 0.0 if there is none.
+    """
+
+    status: LeaseStatus
+    read: ReadReply
+    remaining: float
+
+
+class FillRequest(NamedTuple):
+    """Store what was loaded under a new version, log and publish it, if the lease still holds (P11).
+
+    Attributes:
+        shard: the shard that the key belongs to.
+        keys: the user key.
+        parts: as of a :class:`StoreRequest`.
+        ttl_ms: milliseconds until Redis forgets it; 0 for never.
+        tags: its tags: an invalidation of one of them since the lease was taken voids it.
+        lease: the lease.
+    """
+
+    shard: int
+    keys: tuple[str]
+    parts: tuple[bytes, bytes]
+    ttl_ms: int
+    tags: tuple[str, ...]
+    lease: Lease
+
+
+class ReleaseRequest(NamedTuple):
+    """Give the lease of a load up, log and publish it, if it is still there (P11)."""
+
+    shard: int
+    keys: tuple[str]
+    lease: Lease
+
+
+class RenewRequest(NamedTuple):
+    """Give a lease that is still there more time; with 0 milliseconds end it, and tell nobody (P11)."""
+
+    shard: int
+    lease: Lease
+    lease_ms: int
+
+
+class RenewReply(NamedTuple):
+    """Answer to a :class:`RenewRequest`: whether the lease was still there."""
+
+    held: bool
+
+
 class WriteReply(NamedTuple):
     """Answer to a write.
 
@@ -162,8 +271,83 @@ class WriteReply(NamedTuple):
     sent_at: float
 
 
-Request = ReadRequest | StoreRequest | DeleteRequest | TouchRequest | FloorRequest | BatchRequest
-Reply = ReadReply | WriteReply
+class LoadRequest(NamedTuple):
+    """Ask the front to call a loader. What it raises is thrown into the operation.
+
+    Attributes:
+        load: calls the loader.
+        leases: to be renewed until it returns.
+    """
+
+    load: Callable[[], Any]
+    leases: tuple[Lease, ...]
+
+
+class Loaded(NamedTuple):
+    """What a loader returned."""
+
+    value: Any
+
+
+class WaitRequest(NamedTuple):
+    """Ask the front to wait.
+
+    Attributes:
+        waiter: is woken by others; None to be told the time.
+        until: local clock in seconds when the wait ends in any case.
+    """
+
+    waiter: Waiter | None
+    until: float
+
+
+class Woken(NamedTuple):
+    """How a wait ended.
+
+    Attributes:
+        woken: whether the waiter was woken.
+        now: local clock in seconds.
+    """
+
+    woken: bool
+    now: float
+
+
+class SpawnRequest(NamedTuple):
+    """Ask the front to run an operation in the background, and to answer at once."""
+
+    operation: Operation[Any]
+
+
+class Spawned(NamedTuple):
+    """Whether the operation runs in the background; if not, it was closed."""
+
+    running: bool
+
+
+RedisRequest = (
+    ReadRequest
+    | StoreRequest
+    | DeleteRequest
+    | TouchRequest
+    | FloorRequest
+    | BatchRequest
+    | LeaseRequest
+    | FillRequest
+    | ReleaseRequest
+    | RenewRequest
+)
+"""What goes to Redis, all that is yielded at once in one round trip; reads never together with others."""
+
+RedisReply = ReadReply | WriteReply | LeaseReply | RenewReply
+
+FrontRequest = LoadRequest | WaitRequest | SpawnRequest
+"""What the front does itself; each is yielded alone."""
+
+FRONT_REQUESTS: Final = frozenset((LoadRequest, WaitRequest, SpawnRequest))
+
+Request = RedisRequest | FrontRequest
+Reply = RedisReply | Loaded | Woken | Spawned
 
 T = TypeVar("T")
 Operation = Generator[Sequence[Request], Sequence[Reply], T]

@@ -21,14 +21,15 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from math import inf
-from typing import Final
+from typing import ClassVar, Final
 
-from coherent_cache.core.entries import Entry, RemovalCause
+from coherent_cache.core.entries import Entry, KeptEntry, RemovalCause
 from coherent_cache.core.local_tier import LocalTier
 from coherent_cache.core.requests import ReadReply, WriteReply
 from coherent_cache.core.states import TRANSITIONS, State, Trigger
 from coherent_cache.core.stats import Counters, LagMeter
 from coherent_cache.core.tokens import NEWER_THAN_ANYTHING, Token, TokenTable
+from coherent_cache.core.waiting import Waiter, WaiterTable
 from coherent_cache.events import (
     Event,
     FillRefused,
@@ -57,6 +58,9 @@ class Shard:
     Attributes:
         index: number of the shard.
         tier: the local tier; replaced as a whole by a flush.
+        kept: last known values, for calls with ``fail_safe``: kept beyond their time, gone when they are known to be
+            outdated. A flush keeps them, for they are served only as stale; from then on any message for their key
+            removes them.
         state: see :mod:`coherent_cache.core.states`.
         generation: bumped by each completed resync and each flush; voids older tokens (P6).
         epoch: the history that the tier belongs to; None before the first resync and after a lost history.
@@ -78,9 +82,11 @@ class Shard:
         "_past_epochs",
         "_tag_floors",
         "_tokens",
+        "_waiters",
         "epoch",
         "generation",
         "index",
+        "kept",
         "lag",
         "lapses_at",
         "nonce",
@@ -92,6 +98,9 @@ class Shard:
         "tier",
         "trace",
     )
+
+    hears: ClassVar[bool] = True
+    """Whether messages come to it at all."""
 
     def __init__(
         self,
@@ -128,6 +137,8 @@ class Shard:
         self.on_doubt: Callable[[], None] | None = None
         self._past_epochs: deque[bytes] = deque(maxlen=PAST_EPOCHS)
         self._tokens = TokenTable()
+        self._waiters = WaiterTable()
+        self.kept = tier.sibling()
         self._floor = 0
         self._tag_floors: dict[str, int] = {}
         self._max_staleness = max_staleness
@@ -179,13 +190,15 @@ class Shard:
                 forbidden = self._forbidden(token, now)
                 entries, alone = tier.entries, tokens.is_alone(token)
                 # Whether the version alone can forbid an insertion: the common case of a bulk read.
-                simple = forbidden is None and not token.marks and not self._tag_floors
+                simple = forbidden is None and not token.marks and not self._tag_floors and not self.kept.entries
                 if simple and alone and getattr(reply, "floor", -1) >= self._floor and tier.insert_new(items):
                     return
                 for key, seq, entry in items:
                     held = key in entries
                     if held:
                         tier.evict_older(key, seq)
+                    if seq <= reply.seq:  # an absence may be the end of its time, which is what a value is kept for
+                        self.kept.evict_older(key, seq)
                     if not alone:
                         tokens.mark(key, seq, but=token)
                     if entry is None:
@@ -210,6 +223,28 @@ class Shard:
                 self._raise_floor(kind, reply.seq, tags)
             else:
                 self._distrust_all()
+
+    def await_key(self, key: str) -> Waiter:
+        """Register a waiter for what happens to a key, before Redis is asked about it (P11)."""
+        with self._lock:
+            return self._waiters.register(key)
+
+    def stop_waiting(self, key: str, waiter: Waiter) -> None:
+        """Forget a waiter; a second call does nothing."""
+        with self._lock:
+            self._waiters.release(key, waiter)
+
+    def keep(self, key: str, seconds: float, now: float) -> None:
+        """Keep what the tier holds of a key as its last known value, some seconds beyond its time."""
+        with self._lock:
+            entry = self.tier.entries.get(key)
+            if entry is not None and not entry.is_expired(now):
+                self.kept.insert(key, KeptEntry(entry, seconds), now)
+
+    def last_known(self, key: str, now: float) -> KeptEntry | None:
+        """Return the last known value of a key, None if there is none that may be served at ``now``."""
+        entry = self.kept.entries.get(key)
+        return entry if isinstance(entry, KeptEntry) and not entry.is_expired(now) else None
 
     def distrust_keys(self, keys: Iterable[str]) -> None:
         """After a write whose outcome is unknown: whatever is here, or on its way here, may be outdated (review A8)."""
@@ -355,6 +390,7 @@ class Shard:
         """Remove some of the entries that have expired; called with each heartbeat."""
         with self._lock:
             self.tier.expire_some(now, SWEEP_ENTRIES)
+            self.kept.expire_some(now, SWEEP_ENTRIES)
 
     def tick(self, now: float) -> None:
         """Let time pass: notice a lapsed horizon."""
@@ -386,6 +422,7 @@ class Shard:
 
     def _distrust(self, key: str) -> None:
         self.tier.evict_older(key, NEWER_THAN_ANYTHING)
+        self.kept.evict_older(key, NEWER_THAN_ANYTHING)
         self._tokens.mark(key, NEWER_THAN_ANYTHING)
 
     def _distrust_all(self) -> None:
@@ -393,8 +430,9 @@ class Shard:
         self._new_generation()
 
     def _new_generation(self) -> None:
-        """Void all tokens; with them goes what was kept for their sake (P6)."""
+        """Void all tokens; with them goes what was kept for their sake (P6). Who waits for a message asks again."""
         self.generation += 1
+        self._waiters.wake_all()
         self._floor = 0
         self._tag_floors.clear()
 
@@ -461,6 +499,14 @@ class Shard:
             return self._raise_floor(message.kind, message.seq, message.names)
         applied = False
         evict_older, mark, seq = self.tier.evict_older, self._tokens.mark, message.seq
+        if self._waiters:
+            for key in message.names:
+                self._waiters.wake(key)
+        if message.kind is Kind.RELEASE:
+            return False
+        if self.kept.entries:
+            for key in message.names:
+                self.kept.evict_older(key, seq)
         for key in message.names:
             # Both sides always run: an eviction does not replace a mark.
             evicted, marked = evict_older(key, seq), mark(key, seq)
@@ -472,10 +518,12 @@ class Shard:
             if seq <= self._floor:
                 return False
             self._floor = seq
+            self._waiters.wake_all()
             return self._replace_tier(RemovalCause.CLEARED, keep_horizon=True) > 0
         removed = 0
         for tag in tags:
             removed += self.tier.remove_tagged(tag, seq)
+            self.kept.remove_tagged(tag, seq)
             if self._tokens:
                 self._tag_floors[tag] = max(seq, self._tag_floors.get(tag, 0))
         if len(self._tag_floors) > MAX_TAG_FLOORS:
@@ -509,6 +557,12 @@ class Shard:
 
     def _replace_tier(self, cause: RemovalCause, *, keep_horizon: bool) -> int:
         """Replace the tier by an empty one; lock-free readers may still finish with the old one (P4)."""
+        if cause is not RemovalCause.FLUSHED:
+            self.kept.remove_all(cause)
+        else:
+            # Numbers may be handed out again from here on: any version that is heard of is newer.
+            for entry in self.kept.entries.values():
+                entry.seq = 0
         old = self.tier
         dropped = len(old)
         new = old.replacement(cause)
@@ -529,6 +583,7 @@ class RemoteShard(Shard):
     """A shard of an instance without a local tier: nothing is ever inserted, so nothing learnt needs to be kept."""
 
     __slots__ = ()
+    hears = False
 
     def register(self, keys: Collection[str]) -> Token:
         """Return a token that stands for nothing."""
@@ -545,6 +600,16 @@ class RemoteShard(Shard):
         *,
         now: float,
     ) -> None:
+        """Do nothing."""
+
+    def await_key(self, key: str) -> Waiter:  # noqa: ARG002
+        """Return a waiter that nobody wakes."""
+        return Waiter()
+
+    def stop_waiting(self, key: str, waiter: Waiter) -> None:
+        """Do nothing."""
+
+    def keep(self, key: str, seconds: float, now: float) -> None:
         """Do nothing."""
 
     def learn_floor(self, reply: WriteReply, kind: Kind, tags: tuple[str, ...]) -> None:

@@ -28,6 +28,8 @@ class CacheStats:
         total_requests: keys that were asked for; ``hits + misses``.
         redis_hits: misses that Redis had a value for.
         loads: loader calls.
+        load_failures: loader calls that raised, or whose value could not be encoded.
+        stale_served: values served beyond their time, because loading failed or took too long (``fail_safe``).
         evictions: local entries removed because a limit was reached.
         expirations: local entries removed because their time was over.
         removals: local entries removed, by cause.
@@ -55,6 +57,8 @@ class CacheStats:
     total_requests: int
     redis_hits: int
     loads: int
+    load_failures: int
+    stale_served: int
     evictions: int
     expirations: int
     removals: dict[str, int]
@@ -89,18 +93,22 @@ class Counters:
         "errors",
         "fills_refused",
         "flushes",
+        "load_failures",
         "loads",
         "misses",
         "received",
         "redis_hits",
         "replays",
         "resyncs",
+        "stale_served",
     )
 
     def __init__(self) -> None:
         self.misses = 0
         self.redis_hits = 0
         self.loads = 0
+        self.load_failures = 0
+        self.stale_served = 0
         self.received = 0
         self.applied = 0
         self.fills_refused = 0

@@ -22,9 +22,16 @@ from coherent_cache.core.requests import (
     BatchRequest,
     Condition,
     DeleteRequest,
+    FillRequest,
     FloorRequest,
+    LeaseReply,
+    LeaseRequest,
+    LeaseStatus,
     ReadReply,
     ReadRequest,
+    ReleaseRequest,
+    RenewReply,
+    RenewRequest,
     Reply,
     Request,
     StoreRequest,
@@ -63,6 +70,10 @@ class Script:
 
 
 READ_TAGGED: Final = Script.load("envelope", "read")
+LEASE: Final = Script.load("common", "envelope", "lease")
+FILL: Final = Script.load("common", "write", "envelope", "fill", "store")
+RELEASE: Final = Script.load("common", "write", "release")
+RENEW: Final = Script.load("renew")
 STORE: Final = Script.load("common", "write", "store")
 STORE_IF: Final = Script.load("common", "write", "envelope", "condition", "store")
 DELETE: Final = Script.load("common", "write", "envelope", "condition", "delete")
@@ -237,7 +248,7 @@ class Scripts:
         self._store_parts = tuple(map(self._packed_store_parts, self.names))
         self._read_heads = tuple(_MULTI + pack(("HMGET", names.clock, *fields)) for names in self.names)
 
-    def call(self, request: Request) -> Call:
+    def call(self, request: Request) -> Call:  # noqa: PLR0911  # one line or two per request
         """Make the call for a request."""
         match request:
             case ReadRequest():
@@ -260,6 +271,20 @@ class Scripts:
                 keys = (*map(self._value(request.shard), request.keys), self.names[request.shard].probe)
                 batch_arguments = (len(request.ttls_ms), *request.ttls_ms, *request.parts, self._schema)
                 return self._write(BATCH, request.shard, keys, Kind.BATCH, request.keys, batch_arguments)
+            case LeaseRequest():
+                return self._lease(request)
+            case FillRequest():
+                return self._fill(request)
+            case ReleaseRequest():
+                keys = (self._value(request.shard)(request.lease.key), self.names[request.shard].probe)
+                content = (request.lease.content,)
+                return self._write(RELEASE, request.shard, keys, Kind.RELEASE, (request.lease.key,), content)
+            case RenewRequest(shard, lease, lease_ms):
+                names, key = self.names[shard], lease.key.encode("utf-8")
+                place = names.refresh(key) if lease.version else names.value(key)
+                return ScriptCall(RENEW, (1, place, lease.content, lease_ms), _parse_renewal)
+            case _:
+                raise AssertionError(f"{type(request).__name__} is not for Redis")
 
     def sync(self, command: Sync, channel: bytes = b"") -> ScriptCall:
         """Make the call for a heartbeat or resync.
@@ -357,6 +382,23 @@ class Scripts:
             self._entropy += [more[at : at + EPOCH_BYTES] for at in range(EPOCH_BYTES, len(more), EPOCH_BYTES)]
             return more[:EPOCH_BYTES]
 
+    def _lease(self, request: LeaseRequest) -> Call:
+        names, key = self.names[request.shard], request.key.encode("utf-8")
+        arguments = (
+            4, names.clock, names.log, names.value(key), names.refresh(key),
+            self._config, self._random(), request.lease_ms, *request.parts, request.version or "",
+            int(request.over_foreign), self._schema,
+        )  # fmt: skip
+        return ScriptCall(LEASE, arguments, _parse_lease)
+
+    def _fill(self, request: FillRequest) -> Call:
+        value, lease = self._value(request.shard)(request.lease.key), request.lease
+        arguments = (
+            lease.epoch, lease.version, request.ttl_ms, *request.parts, lease.seq, lease.content, *request.tags,
+            self._schema,
+        )  # fmt: skip
+        return self._write(FILL, request.shard, (value,), Kind.SET, request.keys, arguments)
+
     def _write(
         self,
         script: Script,
@@ -396,6 +438,17 @@ def _parse_read(raw: Any, server: str, sent_at: float) -> ReadReply:
     epoch, seq, floor, seconds, microseconds, envelopes, tag_floors = raw
     now_ms = int(seconds) * 1000 + int(microseconds) // 1000
     return ReadReply(epoch, int(seq), int(floor), 0, now_ms, envelopes, tag_floors, server, sent_at)
+
+
+def _parse_lease(raw: Any, server: str, sent_at: float) -> LeaseReply:
+    status, epoch, seq, floor, seconds, microseconds, value, milliseconds = raw
+    now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+    read = ReadReply(epoch, int(seq), int(floor), 0, now_ms, (value or None,), (), server, sent_at)
+    return LeaseReply(LeaseStatus(status.decode("ascii")), read, int(milliseconds) / 1000)
+
+
+def _parse_renewal(raw: Any, _server: str, _sent_at: float) -> RenewReply:
+    return RenewReply(int(raw) == 1)
 
 
 def _parse_write(raw: Any, server: str, sent_at: float) -> WriteReply:

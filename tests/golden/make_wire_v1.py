@@ -21,6 +21,9 @@ from coherent_cache.serializers import make_codec
 from coherent_cache.serializers.compression import make_compressor
 from coherent_cache.versions import MAX_SEQ
 from coherent_cache.wire import (
+    CODE_LEASE,
+    CODE_NOTHING,
+    TOKEN_BYTES,
     Kind,
     Message,
     SyncReply,
@@ -124,6 +127,8 @@ def envelopes() -> list[dict[str, Any]]:
         *[envelope("a", expires_ms=expires_ms) for expires_ms in (0, 1, 10**16 - 1)],
         *[envelope("a", seq=seq) for seq in (1, 10**15, MAX_SEQ)],
         envelope("a", epoch=OTHER_EPOCH.hex()),
+        envelope("a", codec=CODE_LEASE, payload_length=TOKEN_BYTES, expires_ms=0),
+        envelope("a", codec=CODE_NOTHING, payload_length=0),
     ]
 
 
@@ -185,7 +190,7 @@ def message(kind: Kind, names: list[str], **changes: Any) -> dict[str, Any]:
 def messages() -> list[dict[str, Any]]:
     """Return records of messages: each kind, bulk writes, unusual keys."""
     return [
-        *[message(kind, ["a"]) for kind in (Kind.SET, Kind.DELETE, Kind.TOUCH, Kind.TAG)],
+        *[message(kind, ["a"]) for kind in (Kind.SET, Kind.DELETE, Kind.TOUCH, Kind.TAG, Kind.RELEASE)],
         message(Kind.CLEAR, []),
         message(Kind.SET, KEYS[:-1]),
         message(Kind.DELETE, [f"key{number}" for number in range(1000)]),

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from unittest.mock import patch
 
-from coherent_cache.core import batching, operations
+from coherent_cache.core import batching, loading, operations
 from coherent_cache.core.session import Session
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.tokens import TokenTable
@@ -74,6 +74,14 @@ IGNORE_OWN = """\
 own = message.origin == self._origin and message.epoch == held.epoch
         sound = held._move(message) if own else held.apply(message, now=now)"""
 EQUALITY = "(reply.epoch, reply.seq, reply.nonce) != (self.epoch, self.position, self.nonce)"
+
+REVIVE = (
+    "return RenewReply(False)",
+    """if lease.version or not request.lease_ms:
+            return RenewReply(False)
+        dead = bytes(EXPIRY_END) + lease.content
+        data.values[lease.key] = Stored(dead, True, lease.epoch, lease.seq, 0, (), CODE_LEASE)""",
+)
 
 FAST = ('getattr(reply, "floor", -1) >= self._floor', "True")
 
@@ -250,6 +258,35 @@ MUTATIONS = [
     Mutation(
         "order_of_servers", "P16: versions of another server have no order with those held",
         ((Shard, "absorb", ("self._distrust(key)", "pass")),), "failover", 3000,
+    ),
+    Mutation(
+        "lease_token", "P11: the fill needs its own lease, not any",
+        ((Server, "_holds", (" and data.values[lease.key].content == lease.content", "")),), "loads", 500,
+    ),
+    Mutation(
+        "lease_floor", "P11: a clear voids every lease",
+        ((Server, "_live", ("max(data.floor,", "max(0 if stored.codec == CODE_LEASE else data.floor,")),),
+        "loads", 1000,
+    ),
+    Mutation(
+        "lease_tag_floor", "P11: the invalidation of a tag voids the fill of what carries it",
+        ((Server, "_holds", ("data.tag_floors.get(tag, 0) < lease.seq", "True")),), "loads", 500,
+    ),
+    Mutation(
+        "lease_seq", "P11: the floor that is raised next is not below the lease",
+        ((Server, "_holds", ("< lease.seq", "<= lease.seq")),), "loads", 500,
+    ),
+    Mutation(
+        "renewal_revives", "P11: a renewal never brings back a lease that is gone", ((Server, "_renew", REVIVE),),
+        "loads", 500,
+    ),
+    Mutation(
+        "refresh_version", "P11: a refresh replaces the version that was there when it began, and no other",
+        ((Server, "_holds", ("seq == lease.version", "True")),), "loads", 1000,
+    ),
+    Mutation(
+        "early", "P11: who asks while a loader runs is not given what it returns, but looks again",
+        ((loading, "_get_or_set", ("early=early", "early=True")),), "loads", 500,
     ),
 ]  # fmt: skip
 

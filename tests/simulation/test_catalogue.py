@@ -6,7 +6,7 @@ import pytest
 
 from coherent_cache.testing.simulation import Violation, World, search, violation_of
 from tests.simulation.mutations import MUTATIONS
-from tests.simulation.trails import TRAILS, A, B, fault, get, put, trail
+from tests.simulation.trails import TRAILS, A, B, fault, get, load, put, trail
 
 RULES = {mutation.name: mutation for mutation in MUTATIONS}
 
@@ -43,8 +43,58 @@ def test_i2_own_write_between_own_read_and_insertion(write):
     safe_only_with("observe", trail(put(0.5, B), late, slowly_back, own, (1.4, A, "evict", ("k1",))))
 
 
-def test_i3_what_was_loaded_before_an_invalidation_is_stored_after_it():
-    """Loaders with leases (P11) are not in the core yet; the form that applies is the compare-and-set.
+@pytest.mark.parametrize(
+    "rule", ["lease_token", "lease_floor", "lease_tag_floor", "renewal_revives", "refresh_version"]
+)
+def test_i3_what_was_loaded_before_an_invalidation_is_stored_after_it(rule):
+    world = safe_only_with(rule, TRAILS[rule])
+    assert any("not applied" in line for _, name, line in world.trace if name == "R1"), "the fill is refused"
+    returned = lines(world, "a", "load k1 ") if rule != "refresh_version" else lines(world, "a", "not applied")
+    assert rule == "refresh_version" or any("returns v1 from loader" in line for line in returned), "its caller gets it"
+
+
+def test_i3_in_one_process():
+    """Another thread that asks after the invalidation is not given what was read before it."""
+    world = safe_only_with("early", TRAILS["early"])
+    assert lines(world, "a", "#1: returns v1 from loader")
+    assert lines(world, "a", "#3: returns v2 from loader")
+
+
+def test_p11_who_waits_for_another_process_is_woken_by_the_fill():
+    world = play(trail(load(1.1, A, 0.3), load(1.2, B, 0.3)))
+    (woken,) = [at for at, name, line in world.trace if name == "b" and "#2: returns v1 from redis" in line]
+    assert woken < 1.42, "at once, not when the lease would have ended"
+    assert len(lines(world, "R1", "load k1 0.3")) == 6, "each reads and asks for the lease; one fills, one asks again"
+
+
+def test_p11_who_waits_is_woken_when_the_loader_fails():
+    world = play(trail(load(1.1, A, 0.3, how="error"), load(1.2, B, 0.3)))
+    (loads,) = [at for at, name, line in world.trace if name == "b" and "loads v" in line]
+    assert loads < 1.42
+
+
+def test_p11_a_long_load_keeps_its_lease():
+    """The lease lives 0.9 s; the loader takes 3."""
+    world = play(trail(load(1.1, A, 3.0), load(1.2, B, 0.3), (4.5, B, "rest")))
+    assert not lines(world, "b", "loads v")
+    assert lines(world, "b", "#2: returns v1 from redis")
+
+
+def test_p11_the_death_of_a_holder_ends_its_lease_with_its_time():
+    world = play(trail(load(1.1, A, 3.0), load(1.2, B, 0.3), fault(1.3, A, "crash", 1.0), (3.5, B, "rest")))
+    (loads,) = [at for at, name, line in world.trace if name == "b" and "loads v" in line]
+    assert 1.3 < loads < 1.3 + 0.9 + 0.02
+
+
+@pytest.mark.parametrize("lost", ["cut", "black_hole"])
+def test_p11_a_waiter_whose_stream_is_lost_asks_again(lost):
+    world = play(trail(load(1.1, A, 0.5), load(1.2, B, 0.3), fault(1.3, B, lost), (4.5, B, "rest")))
+    assert lines(world, "b", "#2: returns v1 from redis")
+    assert not lines(world, "b", "loads v")
+
+
+def test_i3_update():
+    """The same by compare-and-set.
 
     a refreshes k1 from a database by ``update``, whose condition is what it has read; b writes meanwhile: a's first
     attempt must be refused, and what it stores in the end is made from what b wrote.
@@ -146,6 +196,7 @@ def test_i14_markers_are_forgotten(by):
     assert lines(world, "a", "get k1 #5: returns") == ["get k1 #5: returns"], "nothing"
     safe_only_with("floor_of_fills", TRAILS["floor_of_fills"])
     safe_only_with("tag_floor_of_fills", TRAILS["tag_floor_of_fills"])
+    safe_only_with("lease_tag_floor", TRAILS["lease_tag_floor"])
 
 
 def test_i15_a_message_taken_for_ones_own_echo():

@@ -32,6 +32,10 @@ def get(at, slot, key="k1", delays=QUICK, gap=0.0):
     return (at, slot, "get", (key,), delays, gap)
 
 
+def load(at, slot, seconds=0.5, *, how="value", tags=(), refresh=False, delays=QUICK):
+    return (at, slot, "load", ("k1", seconds, how, tags, None, None, refresh), delays)
+
+
 def fault(at, slot, action, *numbers, key="k1"):
     return (at, slot, action, (key, *(*numbers, 0.0, 0.0, 0.0)[:3]))
 
@@ -96,6 +100,19 @@ TRAILS = {
         put(0.5, B), fault(0.6, B, "replicate"), put(0.7, B), get(0.9, A), fault(1.2, A, "fail_over", CRASH, 0.9),
         (1.4, A, "read", (("k1",),)), (1.5, A, "read", (("k1",),)), get(1.6, A),
     ),
+    # a's loader reads the database; it is changed, and b deletes and begins to load itself; a would store (I3).
+    "lease_token": trail(load(1.1, A), (1.2, B, "delete", (("k1",),)), load(1.3, B, 1.0)),
+    # The same with a clear, and with the invalidation of a tag that only the loaded value carries (I14).
+    "lease_floor": trail(load(1.1, A), (1.2, B, "clear")),
+    "lease_tag_floor": trail(load(1.1, A, tags=("t1",)), (1.2, B, "invalidate", ("t1",))),
+    # The invalidation is the very next write after the lease was taken.
+    "lease_seq": trail(load(1.1, A, tags=("t1",)), (1.2, B, "invalidate", ("t1",))),
+    # b deletes; then a renews its lease, where there is none any more.
+    "renewal_revives": trail(load(1.1, A, 1.2), (1.2, B, "delete", (("k1",),))),
+    # a refreshes v1; the database is changed and b stores v2; a would put what it has read over it.
+    "refresh_version": trail(put(0.5, B), load(1.1, A, refresh=True), put(1.2, B)),
+    # A thread of a loads; the database is changed and a deletes; another thread of a must not get what the first read.
+    "early": trail(load(1.1, A), (1.2, A, "delete", (("k1",),)), load(1.3, A)),
     # The log was trimmed while a was away: what is left of it must not be replayed over the hole.
     "replay_whole": trail(
         put(0.5, B), get(0.9, A), fault(1.2, A, "cut"), put(1.205, B), fault(1.21, B, "trim_log", 1.0),

@@ -39,9 +39,11 @@ RANGES = {
     "max_connections": ([1, 100_000], [0, 100_001, 1.0, None, True]),
     "log_length": ([2000, 10**7], [0, 10**7 + 1, 1e4, None, True]),
     "replay_limit": ([0, 1, 10_000], [-1, 60_001, 1.0, None, True]),
+    "lease": ([0.05, 10, 3600], [0, 0.04, 3601, "10", None, True]),
+    "lease_wait": ([0, 0.5, 86_400], [-1, 86_401, "60", None, True]),
 }
 NOT_FINITE = [math.nan, math.inf, -math.inf]
-SECONDS = ["ttl", "local_ttl", "heartbeat", "max_staleness", "stale_limit", "timeout"]
+SECONDS = ["ttl", "local_ttl", "heartbeat", "max_staleness", "stale_limit", "timeout", "lease", "lease_wait"]
 
 
 def settings(**options) -> Settings:

@@ -35,7 +35,7 @@ EXAMPLES = {
     SerializationError: SerializationError("cannot", key="k"),
     ValueTooLarge: ValueTooLarge("k", 2048, 1024),
     VersionConflict: VersionConflict("k", V1, V2),
-    LoaderTimeout: LoaderTimeout("text"),
+    LoaderTimeout: LoaderTimeout("k", 1.5),
     CacheUnavailable: CacheUnavailable("away", maybe_applied=True, applied_keys=("a", "b")),
     NotCoherent: NotCoherent(7.5),
     NamespaceMismatch: NamespaceMismatch("shop", "1/2", "1/1"),

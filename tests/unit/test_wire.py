@@ -8,11 +8,14 @@ import pytest
 from coherent_cache.keys import DIGEST_BYTES, MAX_TAG_BYTES, MAX_TAGS, key_digest
 from coherent_cache.versions import EPOCH_BYTES, MAX_SEQ, NONCE_BYTES
 from coherent_cache.wire import (
+    CODE_LEASE,
+    CODE_NOTHING,
     ENVELOPE_FORMAT,
     ENVELOPE_MAGIC,
     FORMAT,
     MESSAGE_FORMAT,
     PREFIX_BYTES,
+    TOKEN_BYTES,
     Kind,
     Message,
     OtherSchema,
@@ -106,7 +109,9 @@ def test_the_numbers_of_the_wire_never_change():
         "TAG": 4,
         "CLEAR": 5,
         "BATCH": 6,
+        "RELEASE": 7,
     }
+    assert (CODE_NOTHING, CODE_LEASE, TOKEN_BYTES) == (253, 254, 16)
 
 
 def test_the_magic_byte_begins_nothing_else():
@@ -442,7 +447,7 @@ def test_a_message_of_another_format_is_told_from_damage(data):
         decode_message(data)
 
 
-@pytest.mark.parametrize("kind", [0, 7, 255, -1, 2**40])
+@pytest.mark.parametrize("kind", [0, 8, 255, -1, 2**40])
 def test_a_message_of_an_unknown_kind_is_another_format(kind):
     with pytest.raises(UnknownFormat, match="kind"):
         decode_message(packed(MESSAGE_FIELDS, {0: kind}))

@@ -36,16 +36,24 @@ local function schema_of(head)
   return string.sub(head, 12, 13)
 end
 
--- Version of the live value under a key (rule P2): seq, 0 if absent, dead or of another schema, nil if it is no
--- envelope. `epoch` is false if there is no clock: everything is dead then. Reads the header alone where there are no
--- tags.
-local function live_seq(key, epoch, seq, floor)
+-- What lives under a key (rule P2): its seq and its codec; 0 if it is absent, dead or of another schema, nil if it is no
+-- envelope. `epoch` is false if there is no clock: everything is dead then. Codec 254 is a lease, whose seq is one above
+-- the clock that it was taken at (rule P11), 253 "no such thing". Reads the header alone where there are no tags.
+local function live(key, epoch, seq, floor)
   local head = redis.pcall('GETRANGE', key, 0, 69)
   if head == '' then return 0 end
   if type(head) ~= 'string' or not is_envelope(head) then return nil end
   if schema_of(head) ~= ARGV[#ARGV] then return 0 end
-  local version = tonumber(string.sub(head, 37, 52)) or 0
-  if string.sub(head, 20, 35) ~= epoch or version > seq or version <= floor then return 0 end
+  local version, codec = tonumber(string.sub(head, 37, 52)) or 0, string.byte(head, 17)
+  local newest = codec == 254 and seq + 1 or seq
+  if string.sub(head, 20, 35) ~= epoch or version > newest or version <= floor then return 0 end
   if string.byte(head, 70) ~= 144 and version <= tag_floor(redis.call('GET', key), {}) then return 0 end
+  return version, codec
+end
+
+-- Version of the live value under a key: as `live`, but a lease and "no such thing" are no values.
+local function live_seq(key, epoch, seq, floor)
+  local version, codec = live(key, epoch, seq, floor)
+  if codec == 253 or codec == 254 then return 0 end
   return version
 end

@@ -1,4 +1,4 @@
-"""One operation of a user's thread, from its call to its return: local hit, requests, replies, failures.
+"""One operation of a user's thread, from its call to its return: local hit, requests, replies, waits, loads, failures.
 
 The local hit mirrors ``CoherentCache.get``; its three reads (horizon, clock, entry) are steps of their own. What is
 left to the real core begins with a miss. ``tests/simulation/test_front.py`` compares this order with the front's text.
@@ -8,24 +8,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from coherent_cache.core import batching, operations
+from coherent_cache.core import batching, loading, operations
 from coherent_cache.core.entries import Entry, RemovalCause
+from coherent_cache.core.leasing import LoaderError, Result
+from coherent_cache.core.load_options import LoadOptions
 from coherent_cache.core.local_tier import LocalTier
 from coherent_cache.core.operations import MISSING
 from coherent_cache.core.requests import (
+    FRONT_REQUESTS,
     Condition,
+    FillRequest,
     FloorRequest,
+    Lease,
+    LeaseReply,
+    LeaseRequest,
+    LeaseStatus,
+    Loaded,
+    LoadRequest,
     Operation,
     ReadRequest,
+    RedisReply,
+    RedisRequest,
+    ReleaseRequest,
+    RenewReply,
+    RenewRequest,
     Reply,
     Request,
+    Spawned,
+    SpawnRequest,
     TouchRequest,
+    WaitRequest,
+    Woken,
     WriteReply,
 )
 from coherent_cache.core.states import State
-from coherent_cache.errors import CacheUnavailable, ForeignValue, NotCoherent, VersionConflict
+from coherent_cache.core.waiting import Waiter
+from coherent_cache.errors import CacheUnavailable, ForeignValue, LoaderTimeout, NotCoherent, VersionConflict
 from coherent_cache.testing.simulation.checks import check_hit, check_result, check_seen, number_of
 from coherent_cache.testing.simulation.loop import Violation
 from coherent_cache.testing.simulation.network import Exchange
@@ -35,12 +56,17 @@ if TYPE_CHECKING:
     from coherent_cache.testing.simulation.process import Process
     from coherent_cache.testing.simulation.schedule import Step
     from coherent_cache.testing.simulation.server import Server
+    from coherent_cache.testing.simulation.world import World
 
 UPDATE_ATTEMPTS: Final = 3
 
 
 class Cancelled(BaseException):
     """Stands for KeyboardInterrupt, a cancelled task, and the like."""
+
+
+class LoadingFails(Exception):
+    """What a loader raises."""
 
 
 class Call:
@@ -56,13 +82,14 @@ class Call:
         invalidated: per shard and tag, index of the latest change when the primary invalidated it.
         elsewhere: whether a server executed a request that was not the primary in office.
         reads: keys whose values it returns.
+        began: when it was called, in virtual seconds.
     """
 
     HIT: ClassVar[tuple[str, ...]] = ("horizon", "clock", "look up")
     """The order of a local hit (P4)."""
 
-    def __init__(self, process: Process, step: Step) -> None:
-        """Prepare a call."""
+    def __init__(self, process: Process, step: Step, owner: Call | None = None) -> None:
+        """Prepare a call; ``owner`` is the one whose loader it runs in the background."""
         self.process = process
         self.step = step
         self.floors = process.floors.copy()
@@ -72,6 +99,9 @@ class Call:
         self.invalidated: dict[tuple[int, str], int] = {}
         self.elsewhere = False
         self.reads: Sequence[str] = ()
+        self.began = process.loop.now
+        self._told: dict[str, tuple[int, int | None]] = {}
+        self._stage = 0
         self._generator: Operation[Any] | None = None
         self._exchange: Exchange | None = None
         self._running = False
@@ -82,6 +112,9 @@ class Call:
         self._now = 0.0
         self._hit_at = 0.0
         self._entry: Entry | None = None
+        self._database: Any = None
+        self._owner = owner or self
+        self._again = step.action == "load"
 
     def __str__(self) -> str:
         args = " ".join("+".join(arg) if isinstance(arg, tuple) else str(arg) for arg in self.step.args)
@@ -100,16 +133,25 @@ class Call:
             if self.step.action == "get":
                 self.reads = args
                 self._hit(0)
+            elif self.step.action == "load":
+                self._hit(0)
             else:
                 if self.step.action == "read":
                     self.reads = args[0]
                 self._start(OPERATIONS[self.step.action](self, *args))
 
+    def begin_background(self, generator: Operation[Any]) -> None:
+        """Run what another operation has left to the background."""
+        self._note("goes on in the background")
+        self._again = False
+        self.process.calls.append(self)
+        self._start(generator)
+
     # -- the local hit ---------------------------------------------------------------------------------------------
 
     def _hit(self, at: int) -> None:
         """Go on with the hit's steps from number ``at``, in one go unless the schedule wants pauses between them."""
-        (key,) = self.step.args
+        key = self.step.args[0]
         process, gap = self.process, self.step.gap
         shard = process.core.shard_of(key.encode())
         for number in range(at, len(self.HIT)):
@@ -127,7 +169,7 @@ class Call:
                 return
         try:
             if not self._served(self._valid_until, self._now):
-                self._start(operations.read_one(process.core, key))
+                self._miss(key)
                 return
         except NotCoherent:
             self._end("not coherent")
@@ -136,13 +178,38 @@ class Call:
         if entry is None or entry.is_expired(self._now):
             if entry is not None:
                 shard.remove_expired(key, self._now)
-            self._start(operations.read_one(process.core, key))
+            self._miss(key)
             return
         tier = self._tier or shard.tier
         tier.ticks = entry.used = tier.ticks + 1
         value = process.number_of(entry)
         self._end(f"hits v{value}@{entry.seq}")
         check_hit(self, key, value, self._hit_at)
+
+    def _miss(self, key: str) -> None:
+        core = self.process.core
+        if self.step.action == "get":
+            self._start(operations.read_one(core, key))
+            return
+        options = LoadOptions(
+            ttl=self.step.args[4], tags=self.step.args[3], negative_ttl=0.5, hard_timeout=self.step.args[5]
+        )
+        call = loading.LoadCall(key, self._loader, options, self.process.local())
+        self._start(loading.get_or_set(core, call))
+
+    def _refresh(self, key: str, seq: int) -> None:
+        """Load anew what was found, in the background, as a front does before its time is over."""
+        process = self.process
+        if process.core.flights.claim_refresh(key, process.local()):
+            options = LoadOptions(ttl=self.step.args[4], tags=self.step.args[3])
+            call = loading.LoadCall(key, self._loader, options, process.local())
+            Call(process, self.step, self).begin_background(loading.refresh(process.core, call, seq))
+
+    def _loader(self, _context: object) -> Any:
+        """Return what the database had when :meth:`_load` began."""
+        if self.step.args[2] == "error":
+            raise LoadingFails
+        return MISSING if self.step.args[2] == "nothing" else self._database
 
     def _served(self, valid_until: float, now: float) -> bool:
         """Tell whether a local value may be served, as ``CoherentCache._local_entry`` does.
@@ -170,11 +237,19 @@ class Call:
     def _advance(self, go_on: Callable[[], Sequence[Request]]) -> None:
         """Let the operation go on to its next request or its end."""
         self._running = True
+        self._stage += 1  # whatever else was to wake it comes too late
         try:
             requests = go_on()
         except StopIteration as stop:
+            if stop.value is None and self.step.action == "load" and self._again:
+                self._note("looks again")
+                loop = self.process.loop
+                loop.at(loop.now, self.process, self._hit, 0)
+                return
             self._end("returns", stop.value)
             check_result(self, stop.value)
+            if isinstance(stop.value, Result) and stop.value.version is not None and self.step.args[6]:
+                self._refresh(self.step.args[0], stop.value.version.seq)
         except VersionConflict:
             self._end("conflict")
             check_seen(self)
@@ -182,20 +257,94 @@ class Call:
             self._end(f"fails: {error}")
             if error.maybe_applied:
                 check_seen(self)
-        except ForeignValue:
-            self._end("foreign value")
+        except (ForeignValue, LoadingFails, LoaderError, LoaderTimeout) as error:
+            self._end(type(error).__name__)
         except Cancelled:
             self._end("cancelled")
             if self._exchange is not None and self._exchange.writes:
                 check_seen(self)
         else:
             loop = self.process.loop
-            loop.at(loop.now + self._delay(), self.process, self._send, requests)
+            if type(requests[0]) in FRONT_REQUESTS:
+                self._serve(requests[0])
+            else:
+                loop.at(loop.now + self._delay(), self.process, self._send, requests, self._stage)
         finally:
             self._running = False
 
-    def _send(self, requests: Sequence[Request]) -> None:
-        if self._generator is None:
+    # -- what the front does itself --------------------------------------------------------------------------------
+
+    def _serve(self, request: Request) -> None:
+        loop, process = self.process.loop, self.process
+        match request:
+            case LoadRequest():
+                self._load(request)
+            case WaitRequest(waiter, until):
+                if waiter is None:
+                    loop.at(loop.now, process, self._wake, None, self._stage)
+                    return
+                self._note("waits")
+                stage = self._stage
+                waiter.listen(lambda: loop.at(loop.now, process, self._wake, waiter, stage))
+                if until < inf:
+                    loop.at(max(loop.now, process.to_global(until)), process, self._wake, waiter, stage)
+            case SpawnRequest(operation):
+                Call(process, self.step, self).begin_background(operation)
+                self._advance(partial(self._resume, Spawned(running=True)))
+
+    def _wake(self, waiter: Waiter | None, stage: int) -> None:
+        if stage == self._stage and self._generator is not None:
+            woken = Woken(waiter is not None and waiter.woken, self.process.local())
+            self._advance(partial(self._resume, woken))
+
+    def _load(self, request: LoadRequest) -> None:
+        """Let the loader read the database now, and return later; renew its leases meanwhile."""
+        process, loop = self.process, self.process.loop
+        process.check_unlocked()
+        value = self._owner._database = self.value()  # noqa: SLF001  # the loader is the owner's
+        process.world.loaded.begin(number_of(value), self.step.args[0], loop.now)
+        self._note(f"loads v{number_of(value)}")
+        loop.at(loop.now + self.step.args[1], process, self._loaded, request, self._stage)
+        for lease in request.leases:
+            self._renew(lease, self._stage)
+
+    def _loaded(self, request: LoadRequest, stage: int) -> None:
+        if stage != self._stage or self._generator is None:
+            return
+        try:
+            value = request.load()
+        except LoadingFails as error:
+            self._advance(partial(self._generator.throw, error))
+        else:
+            self._advance(partial(self._resume, Loaded(value)))
+
+    def _renew(self, lease: Lease, stage: int) -> None:
+        """Renew a lease after a third of its time, as long as the loader runs and it is still there."""
+        process = self.process
+
+        def ask() -> None:
+            if stage == self._stage and self._generator is not None:
+                request = RenewRequest(lease.shard, lease, round(process.settings.lease * 1000))
+                exchange = Exchange(
+                    process.loop, process, process.pool, done=done, writes=True, delays=(self._delay(), self._delay()),
+                    work=lambda server: server.execute(request, origin=process.name, sent_at=0.0),
+                )  # fmt: skip
+                exchange.start(process.settings.timeout)
+
+        def done(outcome: Any, _run_id: str) -> None:
+            if isinstance(outcome, CacheUnavailable) or outcome.held:
+                self._renew(lease, stage)
+
+        process.loop.at(process.loop.now + process.settings.lease / 3, process, ask)
+
+    def _resume(self, reply: Reply) -> Sequence[Request]:
+        assert self._generator is not None
+        return self._generator.send((reply,))
+
+    # -- what goes to Redis ----------------------------------------------------------------------------------------
+
+    def _send(self, requests: Sequence[RedisRequest], stage: int) -> None:
+        if self._generator is None or stage != self._stage:
             return  # cancelled meanwhile
         process = self.process
         process.check_unlocked()
@@ -206,42 +355,57 @@ class Call:
             process,
             process.pool,
             work=lambda server: self._execute(server, requests, sent_at),
-            done=self._take,
+            done=partial(self._take, stage),
             writes=not isinstance(requests[0], ReadRequest),
             delays=(self._delay(), self._delay()),
         )
         self._exchange.start(process.settings.timeout)
 
-    def _execute(self, server: Server, requests: Sequence[Request], sent_at: float) -> list[Reply]:
+    def _execute(self, server: Server, requests: Sequence[RedisRequest], sent_at: float) -> list[RedisReply]:
         """Run in the server: execute, and note what the primary in office has at that moment."""
         process = self.process
         world = process.world
-        replies: list[Reply] = []
+        replies: list[RedisReply] = []
         for request in requests:
             reply = server.execute(request, origin=process.name, sent_at=sent_at)
             replies.append(reply)
             if server is not world.primary:
                 self.elsewhere = True
-            elif not (self._given_up or (isinstance(reply, WriteReply) and reply.foreign)):
-                self._see(server, request)
+            else:
+                world.loaded.executed(request, reply, _number_stored(world, server, request))
+                if not (self._given_up or (isinstance(reply, WriteReply) and reply.foreign)):
+                    self._see(server, request, reply)
         if world.trace is not None:
             world.note(server.run_id, f"executes for {process.name}: {self} -> {_summary(replies)}")
         return replies
 
-    def _see(self, server: Server, request: Request) -> None:
+    def _see(self, server: Server, request: RedisRequest, reply: RedisReply) -> None:
         world = self.process.world
         last = world.history.last
-        for key in self._concerned(request):
+        # What a lease's reply tells is known when it arrives, and not at all if it is lost.
+        seen = self._told if isinstance(request, LeaseRequest) else self.seen
+        for key in self._concerned(request, reply):
             live = server.live(request.shard, key)
             value = world.number_of(live) if live is not None else None
             if value not in (None, last[key].value):
                 raise Violation("I4", f"{key}=v{value} is alive in Redis again, where {last[key]} was the latest")
-            self.seen[key] = (last[key].index, value)
+            seen[key] = (last[key].index, value)
         if isinstance(request, FloorRequest) and request.kind is Kind.TAG:
             self.invalidated[request.shard, request.tags[0]] = world.history.index
 
-    def _concerned(self, request: Request) -> Iterable[str]:
+    def _concerned(self, request: RedisRequest, reply: RedisReply) -> Iterable[str]:  # noqa: PLR0911  # one per request
         match request:
+            case LeaseRequest():
+                assert isinstance(reply, LeaseReply)
+                told_nothing = reply.status is LeaseStatus.FOREIGN or (
+                    request.version and reply.status is not LeaseStatus.VALUE
+                )
+                return () if told_nothing else (request.key,)
+            case FillRequest():
+                assert isinstance(reply, WriteReply)
+                return request.keys if reply.applied else ()
+            case ReleaseRequest() | RenewRequest():
+                return ()
             case ReadRequest():
                 return [key.decode() for key in request.keys]
             case TouchRequest():
@@ -252,11 +416,12 @@ class Call:
             case _:
                 return request.keys
 
-    def _take(self, outcome: Any, run_id: str) -> None:
+    def _take(self, stage: int, outcome: Any, run_id: str) -> None:
         """Take the replies, or the failure."""
         generator = self._generator
-        if generator is None:
+        if generator is None or stage != self._stage:
             return
+        told, self._told = self._told, {}
         if isinstance(outcome, CacheUnavailable):
             self._note(f"gets an error from {run_id or 'nobody'}")
             # What is executed from now on counts as "may still happen": nobody here can know of it.
@@ -264,13 +429,15 @@ class Call:
             self._advance(partial(generator.throw, outcome))
         else:
             self._note(f"gets the answer of {run_id}")
+            self.seen |= told
             self.process.subscriber.nudge()
             self._advance(partial(generator.send, outcome))
 
     def cancel(self) -> None:
         """Cancel it: an exception comes up where it waits."""
-        if self._exchange is not None and self._generator is not None and not self._running:
-            self._exchange.abandon()
+        if self._generator is not None and not self._running:
+            if self._exchange is not None:
+                self._exchange.abandon()
             self._given_up = True
             self._advance(partial(self._generator.throw, Cancelled()))
 
@@ -340,10 +507,22 @@ OPERATIONS: Final[dict[str, Callable[..., Operation[Any]]]] = {
 """What goes to the core, by the name of a schedule's action."""
 
 
-def _summary(replies: Sequence[Reply]) -> str:
+def _number_stored(world: World, server: Server, request: RedisRequest) -> int | None:
+    """Return the number of the value that a fill has stored; None for anything else."""
+    if not isinstance(request, FillRequest):
+        return None
+    live = server.live(request.shard, request.lease.key)
+    return None if live is None else world.number_of(live)
+
+
+def _summary(replies: Sequence[RedisReply]) -> str:
     parts = []
     for reply in replies:
-        if isinstance(reply, WriteReply):
+        if isinstance(reply, LeaseReply):
+            parts.append(f"{reply.status} at clock {reply.read.seq}")
+        elif isinstance(reply, RenewReply):
+            parts.append("renewed" if reply.held else "not there")
+        elif isinstance(reply, WriteReply):
             parts.append(f"@{reply.seq}" if reply.applied else f"not applied, clock {reply.seq}")
         else:
             parts.append(f"clock {reply.seq}, {sum(each is not None for each in reply.envelopes)} values")
@@ -351,6 +530,9 @@ def _summary(replies: Sequence[Reply]) -> str:
 
 
 def _result(result: Any) -> str:
+    if isinstance(result, Result):
+        value = "nothing" if result.value is MISSING else f"v{number_of(result.value)}"
+        return f"{value} from {result.tier}"
     if isinstance(result, operations.Found):
         return f"v{number_of(result.value)}@{result.version.seq}"
     if isinstance(result, dict):

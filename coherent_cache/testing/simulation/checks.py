@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from coherent_cache.core import operations
 from coherent_cache.core.entries import Entry
+from coherent_cache.core.leasing import Result
+from coherent_cache.core.operations import MISSING
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.states import State
 from coherent_cache.testing.simulation.loop import Violation
@@ -130,7 +132,7 @@ def _check_message_comes(process: Process, shard: Shard, key: str, entry: Entry)
             message = decode_message(item.data)
         except WireError:
             return  # it will flush
-        if message.seq <= entry.seq:
+        if message.seq <= entry.seq or message.kind is Kind.RELEASE:
             continue
         if message.kind is Kind.CLEAR or key in message.names:
             return
@@ -176,6 +178,8 @@ def check_result(call: Call, result: Any) -> None:
     process = call.process
     if call.elsewhere:
         return  # a server that was not in office answered: no promise is made for that
+    if isinstance(result, Result):
+        _check_load(call, result)
     if isinstance(result, operations.Found):
         result = {call.reads[0]: (result.value, result.version.seq)}
     for key in call.reads:
@@ -185,6 +189,19 @@ def check_result(call: Call, result: Any) -> None:
             text = f"{process.name} read {key} as {number}, Redis had {call.seen[key][1]}"
             raise Violation("read", text)
     check_seen(call)
+
+
+def _check_load(call: Call, result: Result) -> None:
+    """Check what ``get_or_set`` returned: what Redis had, or what was loaded after it was asked for (P11)."""
+    key, name = call.step.args[0], call.process.name
+    number = None if result.value is MISSING else number_of(result.value)
+    if result.tier == "redis":
+        if key in call.seen and number != call.seen[key][1]:
+            raise Violation("read", f"{name} read {key} as {number}, Redis had {call.seen[key][1]}")
+    elif number is not None:
+        read_at = call.process.world.loaded.read_at(number)
+        if read_at is None or read_at < call.began:
+            raise Violation("contract 1", f"{name} was given {key}=v{number}, loaded before it had asked")
 
 
 def check_seen(call: Call) -> None:
@@ -205,11 +222,13 @@ def check_quiet(world: World) -> None:
     primary = world.primary
     assert primary is not None
     for process in world.running():
+        if len(process.core.flights):
+            raise Violation("tokens", f"{process.name} has flights left behind")
         for shard in process.core.shards:
             if shard.state is not State.COHERENT:
                 raise Violation("contract 3", f"{process.name} is {shard.state} though all is quiet")
-            if shard._tokens:  # noqa: SLF001  # nobody else may look at them
-                raise Violation("tokens", f"{process.name} has tokens left behind")
+            if shard._tokens or shard._waiters:  # noqa: SLF001  # nobody else may look at them
+                raise Violation("tokens", f"{process.name} has tokens or waiters left behind")
             for key, entry in shard.tier.entries.items():
                 live = primary.live(shard.index, key)
                 expires = process.to_global(entry.expires_at)

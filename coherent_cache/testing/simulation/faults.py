@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from coherent_cache.testing.simulation.network import LOST, Link
 from coherent_cache.testing.simulation.server import Stored
-from coherent_cache.wire import Kind, Message, encode_message
+from coherent_cache.wire import CODE_LEASE, Kind, Message, encode_message
 
 if TYPE_CHECKING:
     from coherent_cache.testing.simulation.process import Process
@@ -170,6 +170,7 @@ def _flush(world: World, _process: Process, _key: str, _a: float, _b: float, _c:
             data.lose_clock()
             data.log.clear()
             data.values.clear()
+            data.refreshes.clear()
             data.gone.clear()
         world.look_at_all()
 
@@ -200,8 +201,7 @@ def _evict_value(world: World, _process: Process, key: str, _a: float, _b: float
     """Let Redis evict a value, or another program delete it: nobody is told (P15)."""
     if world.primary is not None:
         data = world.primary.data[world.shard_of(key)]
-        if key in data.values:
-            del data.values[key]
+        if key in data.values and data.values.pop(key).codec != CODE_LEASE:
             data.gone.add(key)
 
 

@@ -100,6 +100,10 @@ class Loop:
             self._stopped = True
             raise
 
+    def stop(self) -> None:
+        """Deschedule no thread any more: what is left of operations may be cleaned up at any time."""
+        self._stopped = True
+
     def maybe_preempt(self, owner: Owner) -> None:
         """Take the processor from a thread, perhaps: everything else goes on meanwhile.
 

@@ -14,6 +14,8 @@ SECONDS: Final = 6.0
 HEARTBEAT: Final = 1.0
 MAX_STALENESS: Final = 3.0
 TIMEOUT: Final = 1.2
+LEASE: Final = 0.9
+LEASE_WAIT: Final = 4.0
 
 
 class Step(NamedTuple):
@@ -130,6 +132,11 @@ _BATCHES: Final = {
     "evict": 3,
 }  # fmt: skip
 
+_LOADS: Final = {
+    "load": 40, "get": 12, "read": 3, "set": 8, "delete": 14, "touch": 2, "update": 2, "clear": 4, "invalidate": 8,
+    "evict": 3, "clear_local": 1,
+}  # fmt: skip
+
 PROFILES: Final = {
     "races": Profile(share=210),
     "network": Profile(_NETWORK, 5, 210),
@@ -141,6 +148,8 @@ PROFILES: Final = {
     "life": Profile(_LIFE, 5, 60),
     "batches": Profile(_NETWORK | _SERVER | _FAILOVER | _LIFE, 4, 60, operations=_BATCHES),
     "chaos": Profile(_NETWORK | _SERVER | _FAILOVER | _LIFE, 9, 100),
+    "loads": Profile({"cancel": 1}, 2, 120, operations=_LOADS),
+    "load faults": Profile(_NETWORK | _SERVER | _FAILOVER | _LIFE, 6, 80, operations=_LOADS),
 }
 """Kinds of schedules."""
 
@@ -244,7 +253,7 @@ class _Maker:
             steps.append(Step(at, rng.randrange(self._processes), action, self._args(action, key), delays, gap))
         return steps
 
-    def _args(self, action: str, key: str) -> tuple[Any, ...]:
+    def _args(self, action: str, key: str) -> tuple[Any, ...]:  # noqa: PLR0911  # one per operation
         rng = self._rng
         match action:
             case "get" | "add" | "update" | "remove" | "evict":
@@ -256,6 +265,11 @@ class _Maker:
                 return (self._several(key, 0.15 if action == "set" else 0.8), self._ttl(), tags)
             case "touch":
                 return (key, self._ttl())
+            case "load":
+                how = rng.choice(("value", "value", "value", "value", "error", "nothing"))
+                tags = rng.choice(((), (), ("t1",), ("t1", "t2")))
+                seconds = 10 ** rng.uniform(-2.5, 0.5)
+                return (key, seconds, how, tags, self._ttl(), rng.choice((None, None, None, 0.3)), rng.random() < 0.2)
             case "invalidate":
                 return (rng.choice(("t1", "t1", "t2")),)
             case _:

@@ -13,17 +13,27 @@ from coherent_cache.core.requests import (
     BatchRequest,
     Condition,
     DeleteRequest,
+    FillRequest,
     FloorRequest,
+    Lease,
+    LeaseReply,
+    LeaseRequest,
+    LeaseStatus,
     ReadReply,
     ReadRequest,
-    Reply,
-    Request,
+    RedisReply,
+    RedisRequest,
+    ReleaseRequest,
+    RenewReply,
+    RenewRequest,
     StoreRequest,
     TouchRequest,
     WriteReply,
 )
 from coherent_cache.versions import NONCE_BYTES
 from coherent_cache.wire import (
+    CODE_LEASE,
+    CODE_NOTHING,
     PREFIX_BYTES,
     Kind,
     Message,
@@ -70,6 +80,7 @@ class Stored(NamedTuple):
         seq: its version.
         expires_ms: when Redis drops it; 0 for never.
         tags: its tags.
+        codec: codec of its payload.
     """
 
     data: bytes | None
@@ -78,15 +89,21 @@ class Stored(NamedTuple):
     seq: int
     expires_ms: int
     tags: tuple[str, ...]
+    codec: int = 0
 
     @classmethod
     def of(cls, data: bytes | None) -> Stored:
         """Look at bytes as the scripts do: at the header alone, whosever it is."""
         try:
-            epoch, seq, expires, _, tags, _ = decode_envelope(data or b"", (data or b"")[:PREFIX_BYTES])
+            epoch, seq, expires, codec, tags, _ = decode_envelope(data or b"", (data or b"")[:PREFIX_BYTES])
         except WireError:
             return cls(data, False, b"", 0, 0, ())
-        return cls(data, True, epoch, seq, expires, tags)
+        return cls(data, True, epoch, seq, expires, tags, codec)
+
+    @property
+    def content(self) -> bytes:
+        """What follows the expiry in an envelope."""
+        return (self.data or b"")[EXPIRY_END:]
 
 
 class ShardData:
@@ -95,10 +112,11 @@ class ShardData:
     Attributes:
         log: seq and message of the latest writes.
         values: by user key.
+        refreshes: by user key, the lease of who refreshes its value.
         gone: keys whose value Redis dropped or another program changed: what is absent there was not deleted.
     """
 
-    __slots__ = ("epoch", "floor", "gone", "log", "nonce", "seq", "tag_floors", "tag_seq", "values")
+    __slots__ = ("epoch", "floor", "gone", "log", "nonce", "refreshes", "seq", "tag_floors", "tag_seq", "values")
 
     def __init__(self) -> None:
         self.epoch: bytes | None = None
@@ -109,6 +127,7 @@ class ShardData:
         self.tag_floors: dict[str, int] = {}
         self.log: list[tuple[int, bytes]] = []
         self.values: dict[str, Stored] = {}
+        self.refreshes: dict[str, Stored] = {}
         self.gone: set[str] = set()
 
     def copy(self) -> ShardData:
@@ -116,6 +135,7 @@ class ShardData:
         other = ShardData()
         other.epoch, other.seq, other.nonce = self.epoch, self.seq, self.nonce
         other.floor, other.tag_seq, other.tag_floors = self.floor, self.tag_seq, self.tag_floors.copy()
+        other.refreshes = self.refreshes.copy()
         other.log, other.values, other.gone = self.log.copy(), self.values.copy(), self.gone.copy()
         return other
 
@@ -186,7 +206,7 @@ class Server:
 
     # -- commands --------------------------------------------------------------------------------------------------
 
-    def execute(self, request: Request, *, origin: str, sent_at: float) -> Reply:
+    def execute(self, request: RedisRequest, *, origin: str, sent_at: float) -> RedisReply:  # noqa: PLR0911
         """Execute a request.
 
         Raises:
@@ -206,6 +226,14 @@ class Server:
                 return self._raise_floor(data, request, origin, sent_at)
             case BatchRequest():
                 return self._batch(data, request, origin, sent_at)
+            case LeaseRequest():
+                return self._lease(data, request, sent_at)
+            case FillRequest():
+                return self._fill(data, request, origin, sent_at)
+            case ReleaseRequest():
+                return self._release(data, request, origin, sent_at)
+            case RenewRequest():
+                return self._renew(data, request)
 
     def sync(self, shard: int, token: bytes, position: int | None) -> bytes:
         """Answer a heartbeat or a resync."""
@@ -231,22 +259,29 @@ class Server:
         data = self.data[shard]
         return self._get(data, key) if self._live_seq(data, key) else None
 
-    def _get(self, data: ShardData, key: str) -> Stored | None:
-        stored = data.values.get(key)
+    def _get(self, data: ShardData, key: str, *, refresh: bool = False) -> Stored | None:
+        place = data.refreshes if refresh else data.values
+        stored = place.get(key)
         if stored is not None and 0 < stored.expires_ms <= self._now_ms():
-            del data.values[key]
+            del place[key]
             return None
         return stored
 
-    def _live_seq(self, data: ShardData, key: str) -> int | None:
-        """Return the version of a live value, 0 if absent or dead, None if other bytes are there."""
+    def _live(self, data: ShardData, key: str) -> tuple[int | None, int]:
+        """Return version and codec of what lives under a key: 0 if it is absent or dead, None if it is no envelope."""
         stored = self._get(data, key)
         if stored is None or stored.data == b"":
-            return 0
+            return 0, 0
         if not stored.envelope:
-            return None
+            return None, 0
         floor = max(data.floor, self._tag_floor(data, stored))
-        return stored.seq if stored.epoch == data.epoch and floor < stored.seq <= data.seq else 0
+        newest = data.seq + (stored.codec == CODE_LEASE)
+        return stored.seq if stored.epoch == data.epoch and floor < stored.seq <= newest else 0, stored.codec
+
+    def _live_seq(self, data: ShardData, key: str) -> int | None:
+        """Return the version of a live value, 0 if absent or dead, None if other bytes are there."""
+        seq, codec = self._live(data, key)
+        return 0 if codec in (CODE_LEASE, CODE_NOTHING) else seq
 
     @staticmethod
     def _tag_floor(data: ShardData, stored: Stored) -> int:
@@ -349,6 +384,84 @@ class Server:
         self._write(data, request.shard, Kind.BATCH, request.keys, origin, put, dirty=not ttls_ms)
         self.on_changed(self, request.shard, request.keys)
         return self._reply(data, sent_at, existed=existed)
+
+    def _lease(self, data: ShardData, request: LeaseRequest, sent_at: float) -> LeaseReply:
+        seq, codec = self._live(data, request.key)
+        status, value, remaining_ms, refresh = LeaseStatus.LEASED, None, 0, False
+        if seq is None and not request.over_foreign:
+            status = LeaseStatus.FOREIGN
+        elif seq and codec != CODE_LEASE:
+            refresh = seq == request.version
+            if not refresh:
+                status, value = LeaseStatus.VALUE, data.values[request.key].data
+        elif request.version:
+            status = LeaseStatus.TAKEN
+        if status is LeaseStatus.LEASED:
+            other = self._get(data, request.key, refresh=refresh)
+            if other is not None and (refresh or (seq and codec == CODE_LEASE)):
+                status, remaining_ms = LeaseStatus.TAKEN, other.expires_ms - self._now_ms()
+            else:
+                self._take_lease(data, request, refresh=refresh)
+        read = ReadReply(
+            data.epoch or b"", data.seq, data.floor, 0, self._now_ms(), (value,), (), self.run_id, sent_at
+        )  # fmt: skip
+        return LeaseReply(status, read, remaining_ms / 1000)
+
+    def _take_lease(self, data: ShardData, request: LeaseRequest, *, refresh: bool) -> None:
+        # Making a clock begins with a deletion, after which even a full memory takes what follows.
+        self._check_refuse(DENIED_WHEN_FULL if data.epoch is None else "")
+        if data.epoch is None:
+            data.epoch, data.seq = self._entropy(), 0
+            data.nonce = data.epoch[:NONCE_BYTES]
+            data.log.clear()
+        prefix, content = request.parts
+        lease = Stored.of(encode_envelope(prefix, data.epoch, data.seq + 1, 0, content))
+        place = data.refreshes if refresh else data.values
+        place[request.key] = lease._replace(expires_ms=self._now_ms() + request.lease_ms)
+
+    def _fill(self, data: ShardData, request: FillRequest, origin: str, sent_at: float) -> WriteReply:
+        if not self._holds(data, request):
+            return self._reply(data, sent_at, applied=False)
+        return self._store(data, StoreRequest(request.shard, *request[1:4]), origin, sent_at)
+
+    def _holds(self, data: ShardData, request: FillRequest) -> bool:
+        """Tell whether what was loaded may be stored (P11)."""
+        lease = request.lease
+        seq, codec = self._live(data, lease.key)
+        if not seq or data.epoch != lease.epoch:
+            return False
+        if lease.version:
+            held = codec != CODE_LEASE and seq == lease.version
+        else:
+            held = codec == CODE_LEASE and data.values[lease.key].content == lease.content
+        return held and all(data.tag_floors.get(tag, 0) < lease.seq for tag in request.tags)
+
+    def _release(self, data: ShardData, request: ReleaseRequest, origin: str, sent_at: float) -> WriteReply:
+        if not self._lies(data, request.lease):
+            return self._reply(data, sent_at, applied=False)
+
+        def put(_epoch: bytes, _seq: int) -> None:
+            data.values.pop(request.lease.key, None)
+
+        self._write(data, request.shard, Kind.RELEASE, request.keys, origin, put, dirty=True)
+        return self._reply(data, sent_at)
+
+    def _renew(self, data: ShardData, request: RenewRequest) -> RenewReply:
+        lease = request.lease
+        if not self._lies(data, lease):
+            return RenewReply(False)
+        self._check_refuse(DENIED_WHEN_FULL)
+        place = data.refreshes if lease.version else data.values
+        if request.lease_ms:
+            place[lease.key] = place[lease.key]._replace(expires_ms=self._now_ms() + request.lease_ms)
+        else:
+            del place[lease.key]
+        return RenewReply(True)
+
+    def _lies(self, data: ShardData, lease: Lease) -> bool:
+        """Tell whether a lease is still there, alive or not."""
+        held = self._get(data, lease.key, refresh=bool(lease.version))
+        return held is not None and held.codec == CODE_LEASE and held.content == lease.content
 
     def _write(
         self,

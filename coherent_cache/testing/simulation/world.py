@@ -14,11 +14,20 @@ from coherent_cache.testing.simulation.calls import OPERATIONS, Call
 from coherent_cache.testing.simulation.checks import number_of
 from coherent_cache.testing.simulation.faults import FAULTS
 from coherent_cache.testing.simulation.history import History
+from coherent_cache.testing.simulation.loads import LoadedValues
 from coherent_cache.testing.simulation.loop import Loop, Violation
 from coherent_cache.testing.simulation.network import LOST, Weather
 from coherent_cache.testing.simulation.process import CODEC, Process
 from coherent_cache.testing.simulation.rest import settle
-from coherent_cache.testing.simulation.schedule import HEARTBEAT, MAX_STALENESS, TIMEOUT, Schedule, Step
+from coherent_cache.testing.simulation.schedule import (
+    HEARTBEAT,
+    LEASE,
+    LEASE_WAIT,
+    MAX_STALENESS,
+    TIMEOUT,
+    Schedule,
+    Step,
+)
 from coherent_cache.testing.simulation.server import Server, ShardData, Stored
 from coherent_cache.wire import PREFIX_BYTES, decode_envelope
 
@@ -39,6 +48,7 @@ class World:
         schedule: what happens.
         loop: virtual time.
         history: the oracle.
+        loaded: what loaders have read.
         weather: how long messages take.
         primary: the server in office; None while there is none.
         replica: the server that would take over.
@@ -63,6 +73,7 @@ class World:
         self._rng = rng = Random(schedule.seed)  # noqa: S311  # simulation
         self.loop = Loop(Random(schedule.seed + 1), schedule.preempt_chance)  # noqa: S311
         self.history = History(schedule.keys)
+        self.loaded = LoadedValues()
         self.weather = Weather(schedule.slow, schedule.fixed)
         self.keys_by_shard: list[list[str]] = [[] for _ in range(schedule.shards)]
         for key in schedule.keys:
@@ -78,6 +89,8 @@ class World:
             replay_limit=schedule.replay_limit,
             on_disconnect=schedule.on_disconnect,
             stale_limit=schedule.stale_limit,
+            lease=LEASE,
+            lease_wait=LEASE_WAIT,
         )
         self._values = count(1)
         self._entropies = count(1)
@@ -118,6 +131,8 @@ class World:
             raise
         except Exception as error:
             raise Violation("crash", f"{type(error).__name__}: {error}") from error
+        finally:
+            loop.stop()
 
     def _begin(self, step: Step) -> None:
         slot = [process for process in self._slots[step.slot] if process.alive] if step.slot >= 0 else []
@@ -128,7 +143,7 @@ class World:
                 self.note(process.name if step.slot >= 0 else "-", f"FAULT {step.action} #{step.number}")
                 FAULTS[step.action](self, process, *(*step.args, "", 0.0, 0.0, 0.0)[: max(4, len(step.args))])
         elif process is not None:
-            assert step.action in OPERATIONS or step.action in ("get", "clear_local", "evict"), step
+            assert step.action in OPERATIONS or step.action in ("get", "load", "clear_local", "evict"), step
             self.loop.at(self.loop.now, process, self.call, process, step)
 
     def call(self, process: Process, step: Step) -> None:
@@ -289,6 +304,7 @@ class World:
         if old is None:
             return
         self.deposed[old] = self.loop.now
+        self.loaded.forgive()
         self.zombie = old if mode == "zombie" else None
         self.primary = self.replica
         self.primary.refuse = ""
@@ -314,6 +330,7 @@ class World:
         if old is None:
             return
         self.deposed[old] = self.loop.now
+        self.loaded.forgive()
         old.alive = False
         self._sever(old, downtime, pools=True)
         self.primary = None

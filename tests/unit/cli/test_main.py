@@ -255,7 +255,7 @@ def test_the_demo_does_not_run_in_memory(run):
         (errors.ValueTooLarge("a", 2, 1), 2),
         (errors.SerializationError("odd"), 1),
         (errors.VersionConflict("a", None, None), 1),
-        (errors.LoaderTimeout("late"), 1),
+        (errors.LoaderTimeout("k", 1.0), 1),
         (errors.NotCoherent(1.0), 1),
         (errors.NamespaceMismatch("shop", "1/1", "1/2"), 1),
         (errors.ForeignValue("a", "odd"), 1),

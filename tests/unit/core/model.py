@@ -17,19 +17,35 @@ from coherent_cache.config import Settings
 from coherent_cache.core import batching, operations
 from coherent_cache.core.instance import Instance
 from coherent_cache.core.requests import (
+    FRONT_REQUESTS,
     BatchRequest,
     DeleteRequest,
+    FillRequest,
     FloorRequest,
+    LeaseReply,
+    LeaseRequest,
+    LeaseStatus,
+    Loaded,
+    LoadRequest,
     ReadReply,
     ReadRequest,
+    ReleaseRequest,
+    RenewReply,
+    RenewRequest,
+    Spawned,
+    SpawnRequest,
     StoreRequest,
     TouchRequest,
+    WaitRequest,
+    Woken,
     WriteReply,
 )
 from coherent_cache.core.session import Session, Subscribe
 from coherent_cache.keys import key_digest
 from coherent_cache.serializers import make_codec
 from coherent_cache.wire import (
+    CODE_LEASE,
+    CODE_NOTHING,
     PREFIX_BYTES,
     Kind,
     Message,
@@ -152,6 +168,7 @@ class Data:
     tag_floors: dict[str, int] = field(default_factory=dict)
     log: list[tuple[int, bytes]] = field(default_factory=list)
     values: dict[str, tuple[object, int]] = field(default_factory=dict)  # stored bytes, expiry in ms (0 for never)
+    refreshes: dict[str, tuple[object, int]] = field(default_factory=dict)  # the same for leases of refreshes
 
 
 class Link:
@@ -273,6 +290,60 @@ class Server:
                     data.tag_floors.update(dict.fromkeys(request.tags, data.seq))
                 return self._reply(data, sent_at)
 
+            case LeaseRequest():
+                return self._lease(data, request, sent_at)
+            case FillRequest(lease=lease):
+                seq, codec = self._live(data, lease.key)
+                held = seq and data.epoch == lease.epoch
+                if lease.version:
+                    held = held and codec != CODE_LEASE and seq == lease.version
+                else:
+                    held = held and codec == CODE_LEASE and self._get(data, lease.key)[CONTENT:] == lease.content
+                if not held or any(data.tag_floors.get(tag, 0) >= lease.seq for tag in request.tags):
+                    return self._reply(data, sent_at, applied=False)
+                return self._execute(StoreRequest(request.shard, *request[1:4]), origin, sent_at)
+            case ReleaseRequest(lease=lease):
+                if self._get(data, lease.key)[CONTENT:] != lease.content:
+                    return self._reply(data, sent_at, applied=False)
+                self._advance(request.shard, Kind.RELEASE, origin, request.keys)
+                del data.values[lease.key]
+                return self._reply(data, sent_at)
+            case RenewRequest(lease=lease):
+                place = data.refreshes if lease.version else data.values
+                stored, _ = place.get(lease.key, (b"", 0))
+                if stored[CONTENT:] != lease.content:
+                    return RenewReply(False)
+                place[lease.key] = (stored, self._expiry(request.lease_ms))
+                if not request.lease_ms:
+                    del place[lease.key]
+                return RenewReply(True)
+
+    def _lease(self, data, request, sent_at):
+        key, status, value, left = request.key, LeaseStatus.LEASED, None, 0
+        seq, codec = self._live(data, key)
+        place = data.values
+        if seq is None and not request.over_foreign:
+            status = LeaseStatus.FOREIGN
+        elif seq and codec != CODE_LEASE:
+            if seq != request.version:
+                status, value = LeaseStatus.VALUE, self._get(data, key)
+            elif key in data.refreshes:
+                status, left = LeaseStatus.TAKEN, 1000
+            place = data.refreshes
+        elif request.version:
+            status = LeaseStatus.TAKEN
+        elif seq:
+            status, left = LeaseStatus.TAKEN, data.values[key][1] - self.clock.us // 1000
+        if status is LeaseStatus.LEASED:
+            if data.epoch is None:
+                data.epoch, data.nonce = self._new_epoch(), self._new_nonce()
+            prefix, content = request.parts
+            lease = encode_envelope(prefix, data.epoch, data.seq + 1, 0, content)
+            place[key] = (lease, self._expiry(request.lease_ms))
+        now_ms = self.clock.us // 1000
+        read = ReadReply(data.epoch or b"", data.seq, data.floor, 0, now_ms, (value,), (), self.run_id, sent_at)
+        return LeaseReply(status, read, left / 1000)
+
     def sync(self, command):
         """Answer a heartbeat or a resync."""
         data = self.shards[command.shard]
@@ -331,15 +402,21 @@ class Server:
 
     def _live_seq(self, data, key):
         """Version of a live value, 0 if absent or dead, None if there are other bytes."""
+        seq, codec = self._live(data, key)
+        return 0 if codec in (CODE_LEASE, CODE_NOTHING) else seq
+
+    def _live(self, data, key):
+        """Version and codec of what lives, 0 if nothing does, None if there are other bytes."""
         if self._get(data, key) == b"":
-            return 0
+            return 0, 0
         try:
             envelope = self._envelope(data, key)
         except (WireError, TypeError):
-            return None
+            return None, 0
         tag_floor = max((data.tag_floors.get(tag, 0) for tag in envelope.tags), default=0)
-        alive = envelope.epoch == data.epoch and max(data.floor, tag_floor) < envelope.seq <= data.seq
-        return envelope.seq if alive else 0
+        newest = data.seq + (envelope.codec == CODE_LEASE)
+        alive = envelope.epoch == data.epoch and max(data.floor, tag_floor) < envelope.seq <= newest
+        return (envelope.seq if alive else 0), envelope.codec
 
     def _read(self, data, request, sent_at):
         envelopes, tag_floors = [], []
@@ -441,8 +518,26 @@ class Flight:
         """Deliver replies that a test has made. Raises what the operation does."""
         return self._go_on(partial(self._operation.send, replies))
 
+    def serve(self):
+        """Do what the front does: call a loader, end a wait, run something in the background."""
+        (request,) = self.requests
+        match request:
+            case LoadRequest(load):
+                try:
+                    reply = Loaded(load())
+                except Exception as error:  # noqa: BLE001  # whatever it raises
+                    return self.fail(error)
+            case WaitRequest(waiter):
+                reply = Woken(waiter is not None and waiter.woken, self.member.clock.now)
+            case SpawnRequest(operation):
+                self.member.spawned.append(Flight(self.member, operation))
+                reply = Spawned(True)
+        return self.answer(reply)
+
     def finish(self):
         """Deliver the replies; executes the requests now, if that has not been done. Raises what the operation does."""
+        if type(self.requests[0]) in FRONT_REQUESTS:
+            return self.serve()
         if not self.executed:
             self.execute()
         return self._go_on(partial(self._operation.send, self._replies))
@@ -482,6 +577,7 @@ class Member:
             emit=self.events.append,
         )
         self.session = self.link = None
+        self.spawned = []  # what operations have left to the background
 
     # -- the stream ------------------------------------------------------------------------------------------------
 
@@ -662,3 +758,5 @@ class World:
             for shard in member.instance.shards:
                 shard.tier.check_invariants()
             assert member.tokens() == 0
+            assert not any(shard._waiters for shard in member.instance.shards)
+            assert len(member.instance.flights) == 0

@@ -50,11 +50,11 @@ def test_an_instance_has_what_it_was_given():
     assert {shard._max_staleness for shard in instance.shards} == {instance.settings.max_staleness}
 
 
-def test_every_shard_has_a_lock_of_its_own():
+def test_every_shard_has_a_lock_of_its_own_and_so_have_the_flights():
     LOCKS.clear()
     instance = new_instance(shards=3)
-    assert len(LOCKS) == 3
-    assert [shard._lock for shard in instance.shards] == LOCKS
+    assert len(LOCKS) == 4
+    assert [instance.flights._lock, *[shard._lock for shard in instance.shards]] == LOCKS
 
 
 @pytest.mark.parametrize(("total", "shares"), [(3, [1, 1, 1]), (10, [4, 3, 3]), (11, [4, 4, 3])])
@@ -223,6 +223,8 @@ def test_the_stats_of_a_new_instance():
         total_requests=0,
         redis_hits=0,
         loads=0,
+        load_failures=0,
+        stale_served=0,
         evictions=0,
         expirations=0,
         removals={cause.value: 0 for cause in RemovalCause},

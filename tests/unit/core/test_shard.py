@@ -38,7 +38,7 @@ from tests.unit.core.model import (
 )
 
 NOW = 100.0
-SET, DELETE, TOUCH, TAG, CLEAR, BATCH = Kind
+SET, DELETE, TOUCH, TAG, CLEAR, BATCH, RELEASE = Kind
 
 
 class Lock:
@@ -1294,6 +1294,8 @@ def test_a_shards_state_may_be_asked_without_the_lock(bench):
 
 
 def test_the_public_attributes_of_a_new_shard():
-    shard = Shard(3, SimpleNamespace(), max_staleness=1.0, lock=Lock(), counters=Counters(), emit=lambda _: None)
+    tier = SimpleNamespace(sibling=lambda: "kept")
+    shard = Shard(3, tier, max_staleness=1.0, lock=Lock(), counters=Counters(), emit=lambda _: None)
+    assert shard.kept == "kept"
     assert (shard.index, shard.state, shard.generation, shard.synced) == (3, State.CONNECTING, 0, False)
     assert (shard.epoch, shard.position, shard.nonce, shard.server) == (None, None, b"", None)

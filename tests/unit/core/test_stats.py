@@ -191,6 +191,8 @@ def snapshot(**changes) -> CacheStats:
         "hit_rate": 0.8,
         "total_requests": 10,
         "redis_hits": 1,
+        "load_failures": 0,
+        "stale_served": 0,
         "loads": 1,
         "evictions": 0,
         "expirations": 0,

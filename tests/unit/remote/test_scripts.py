@@ -17,10 +17,18 @@ from coherent_cache.core.requests import (
     BatchRequest,
     Condition,
     DeleteRequest,
+    FillRequest,
     FloorRequest,
+    Lease,
+    LeaseRequest,
+    LeaseStatus,
+    ReadReply,
     ReadRequest,
+    ReleaseRequest,
+    RenewRequest,
     StoreRequest,
     TouchRequest,
+    WaitRequest,
     WriteReply,
 )
 from coherent_cache.core.session import Sync
@@ -37,9 +45,14 @@ NAMES = shard_names("shop", 1, 3)
 CONFIG = b"1/2"
 ORIGIN = "host-1-abc"
 EPOCH = bytes(range(EPOCH_BYTES))
+LEASE = Lease(1, "a", b"token", EPOCH, 8, 0, 0.0)
 
 ALL = {
     "READ_TAGGED": ("envelope", "read"),
+    "LEASE": ("common", "envelope", "lease"),
+    "FILL": ("common", "write", "envelope", "fill", "store"),
+    "RELEASE": ("common", "write", "release"),
+    "RENEW": ("renew",),
     "STORE": ("common", "write", "store"),
     "STORE_IF": ("common", "write", "envelope", "condition", "store"),
     "DELETE": ("common", "write", "envelope", "condition", "delete"),
@@ -188,6 +201,14 @@ WRITES = {
     ),
     "clear": (FloorRequest(1, Kind.CLEAR), scripts.FLOOR, None, (Kind.CLEAR, ()), ()),
     "tags": (FloorRequest(1, Kind.TAG, ("red", "ü")), scripts.FLOOR, None, (Kind.TAG, ("red", "ü")), ("red", "ü")),
+    "fill": (
+        FillRequest(1, ("a",), ENVELOPE_PARTS[:2], 5000, ("red", "ü"), LEASE),
+        scripts.FILL,
+        [b"a"],
+        (Kind.SET, ("a",)),
+        (EPOCH, 0, 5000, *ENVELOPE_PARTS[:2], 8, b"token", "red", "ü", b""),
+    ),
+    "release": (ReleaseRequest(1, ("a",), LEASE), scripts.RELEASE, [b"a"], (Kind.RELEASE, ("a",)), (b"token",)),
 }
 
 
@@ -195,7 +216,7 @@ WRITES = {
 def test_the_arguments_of_a_write(made, case):
     request, script, keys, message, arguments = WRITES[case]
     values = [NAMES.value(key) for key in keys or ()]
-    if script in {scripts.DELETE, scripts.FLOOR, scripts.BATCH}:
+    if script in {scripts.DELETE, scripts.FLOOR, scripts.BATCH, scripts.RELEASE}:
         # What they delete to begin with a write that is allowed in full memory.
         values.append(NAMES.probe)
 
@@ -269,6 +290,8 @@ def test_scripts_that_judge_stored_values_know_the_schema(schema, number, case):
         ("batch", {7: 2, 8: 5000, 9: 0, 10: b"prefix-a", 11: b"content-a", 12: b"prefix-b", 14: b""}),
         ("batch of deletions", {7: 0, 8: b""}),
         ("tags", {7: "red", 8: "ü"}),
+        ("fill", {7: EPOCH, 8: 0, 9: 5000, 10: b"prefix-a", 11: b"content-a", 12: 8, 13: b"token", 14: "red", 15: "ü"}),
+        ("release", {7: b"token"}),
     ],
 )
 def test_arguments_are_where_the_files_look_for_them(made, case, positions):
@@ -276,6 +299,45 @@ def test_arguments_are_where_the_files_look_for_them(made, case, positions):
 
     (words,) = commands(pack(tuple(positions.values())))
     assert [rest[number - 1] for number in positions] == words
+
+
+# --- leases ---
+
+
+@pytest.mark.parametrize(("version", "named"), [(0, ""), (7, 7)])
+def test_the_arguments_of_a_lease(made, version, named):
+    call = made.call(LeaseRequest(1, "a", (b"prefix", b"token"), 5000, version, True))
+    found_keys, (config, entropy, *rest) = keys_and_rest(call.arguments)
+
+    assert call.script is scripts.LEASE
+    assert list(found_keys) == [NAMES.clock, NAMES.log, NAMES.value(b"a"), NAMES.refresh(b"a")]
+    assert config == CONFIG
+    assert len(entropy) == EPOCH_BYTES
+    assert rest == [5000, b"prefix", b"token", named, 1, b""]
+
+
+def test_the_answer_to_a_lease(made):
+    call = made.call(LeaseRequest(1, "a", (b"prefix", b"token"), 5000))
+    raw = [b"taken", EPOCH, b"7", b"3", b"1000", b"500000", b"", b"1500"]
+
+    reply = call.parse([raw], "server", 12.5)
+
+    assert (reply.status, reply.remaining) == (LeaseStatus.TAKEN, 1.5)
+    assert reply.read == ReadReply(EPOCH, 7, 3, 0, 1_000_500, (None,), (), "server", 12.5)
+
+
+@pytest.mark.parametrize(("version", "place"), [(0, NAMES.value(b"a")), (7, NAMES.refresh(b"a"))])
+def test_a_renewal_goes_where_the_lease_lies(made, version, place):
+    call = made.call(RenewRequest(1, LEASE._replace(version=version), 5000))
+
+    assert call.script is scripts.RENEW
+    assert keys_and_rest(call.arguments) == ((place,), (b"token", 5000))
+    assert [call.parse([answer], "server", 0.0).held for answer in (1, 0)] == [True, False]
+
+
+def test_what_a_front_does_itself_is_not_for_redis(made):
+    with pytest.raises(AssertionError, match="WaitRequest is not for Redis"):
+        made.call(WaitRequest(None, 0.0))
 
 
 # --- answers to writes ---

@@ -1,0 +1,176 @@
+"""Waiting without polling (rule P11): what is to be woken, by whom, and what one process loads once.
+
+Pure: a front gives each :class:`Waiter` what wakes its thread or task. Who waits registers *before* it asks Redis, so
+that no message can come in between unnoticed; who was woken asks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from math import inf
+from typing import Final
+
+MAX_REFRESH_CLAIMS: Final = 10_000
+"""Keys for which it is remembered that they need no refresh just now."""
+
+
+class Waiter:
+    """Somebody who waits for one thing, woken once."""
+
+    __slots__ = ("_callback", "woken")
+
+    def __init__(self) -> None:
+        self.woken = False
+        self._callback: Callable[[], object] | None = None
+
+    def wake(self) -> None:
+        """Wake it, from any thread and under any lock."""
+        self.woken = True
+        callback = self._callback
+        if callback is not None:
+            callback()
+
+    def listen(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` when it is woken, at once if it was already; perhaps twice. It must not block."""
+        self._callback = callback
+        if self.woken:
+            callback()
+
+
+class WaiterTable:
+    """Who waits for the keys of one shard. Every method requires holding the shard's lock."""
+
+    __slots__ = ("_waiters",)
+
+    def __init__(self) -> None:
+        self._waiters: dict[str, list[Waiter]] = {}
+
+    def __bool__(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiters)
+
+    def register(self, key: str) -> Waiter:
+        """Register a waiter for what happens to a key from now on."""
+        waiter = Waiter()
+        self._waiters.setdefault(key, []).append(waiter)
+        return waiter
+
+    def release(self, key: str, waiter: Waiter) -> None:
+        """Forget a waiter; a second call does nothing."""
+        waiters = self._waiters.get(key, [])
+        if waiter in waiters:
+            waiters.remove(waiter)
+            if not waiters:
+                del self._waiters[key]
+
+    def wake(self, key: str) -> None:
+        """Wake who waits for a key."""
+        for waiter in self._waiters.get(key, ()):
+            waiter.wake()
+
+    def wake_all(self) -> None:
+        """Wake everybody."""
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                waiter.wake()
+
+
+class Flight:
+    """One load under way in this process, of one key.
+
+    Attributes:
+        key: the key.
+        begun: whether its loader has been called. Who joined before gets what it returns, whatever Redis does with it:
+            it was read after they asked. Who joined later looks again (P7 decides whether it is what they may have).
+        done: whether it has ended.
+        error: what the loader raised, or why it could not be called.
+        payload: what the loader returned, in this instance's codec; None if it is not known or there is no such thing.
+        nothing: whether the loader said that there is no such thing.
+    """
+
+    __slots__ = ("begun", "done", "error", "key", "nothing", "payload", "waiters")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.begun = False
+        self.done = False
+        self.error: Exception | None = None
+        self.payload: bytes | None = None
+        self.nothing = False
+        self.waiters: list[Waiter] = []
+
+
+class Flights:
+    """The loads under way in this process: one per key, and the refreshes that need not be tried just now."""
+
+    __slots__ = ("_flights", "_lock", "_refreshes")
+
+    def __init__(self, lock: AbstractContextManager[object]) -> None:
+        """Make an empty table; ``lock`` is held for no I/O."""
+        self._flights: dict[str, Flight] = {}
+        self._refreshes: dict[str, float] = {}
+        self._lock = lock
+
+    def __len__(self) -> int:
+        """Loads under way."""
+        return len(self._flights)
+
+    def join(self, key: str) -> tuple[Flight, Waiter | None, bool]:
+        """Join the flight of a key, or begin one.
+
+        Returns:
+            The flight; a waiter, None for who begins it and must end it; whether it had not begun to load yet.
+        """
+        with self._lock:
+            flight = self._flights.get(key)
+            if flight is None:
+                flight = self._flights[key] = Flight(key)
+                return flight, None, True
+            waiter = Waiter()
+            flight.waiters.append(waiter)
+            return flight, waiter, not flight.begun
+
+    def attend(self, flight: Flight) -> Waiter:
+        """Wait for a flight that one has begun and handed to somebody else."""
+        with self._lock:
+            waiter = Waiter()
+            if flight.done:
+                waiter.woken = True
+            flight.waiters.append(waiter)
+            return waiter
+
+    def begin_load(self, flight: Flight) -> None:
+        """Note that the loader is being called."""
+        with self._lock:
+            flight.begun = True
+
+    def end(
+        self, flight: Flight, *, payload: bytes | None = None, nothing: bool = False, error: Exception | None = None
+    ) -> None:
+        """End a flight and wake who waits for it. A second call does nothing."""
+        with self._lock:
+            if flight.done:
+                return
+            flight.payload, flight.nothing, flight.error, flight.done = payload, nothing, error, True
+            del self._flights[flight.key]
+            waiters = flight.waiters
+        for waiter in waiters:
+            waiter.wake()
+
+    def claim_refresh(self, key: str, now: float) -> bool:
+        """Claim the refresh of a key for one caller of this process; :meth:`end_refresh` must follow."""
+        if self._refreshes.get(key, -inf) > now:
+            return False
+        with self._lock:
+            if self._refreshes.get(key, -inf) > now:
+                return False
+            if len(self._refreshes) >= MAX_REFRESH_CLAIMS:
+                self._refreshes = {key: until for key, until in self._refreshes.items() if until > now}
+            self._refreshes[key] = inf
+            return True
+
+    def end_refresh(self, key: str, not_before: float) -> None:
+        """End a claim; nobody here need try again before a moment of the local clock."""
+        with self._lock:
+            self._refreshes[key] = not_before

@@ -1,0 +1,143 @@
+"""What loads need of threads in one process: renewal of their leases, and the background (rule P11)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from coherent_cache.core.requests import Lease, RenewReply, RenewRequest, Reply, Request
+from coherent_cache.errors import CoherentCacheError
+
+RENEWALS_PER_LEASE: Final = 3
+"""How often a lease is renewed in its time, so that one renewal may fail."""
+
+MAX_BACKGROUND: Final = 256
+"""Loads in the background at a time; who would begin another one loads in the foreground, or refreshes later."""
+
+
+class Renewals:
+    """Renews the leases of all loads that are under way, by one thread that is started with the first of them."""
+
+    def __init__(
+        self,
+        execute: Callable[[Sequence[Request]], Sequence[Reply]],
+        clock: Callable[[], float],
+        *,
+        lease: float,
+        name: str,
+    ) -> None:
+        """Prepare; no thread runs yet.
+
+        Args:
+            execute: sends requests to Redis.
+            clock: local clock in seconds.
+            lease: seconds that a lease lives.
+            name: of the thread.
+        """
+        self._execute = execute
+        self._clock = clock
+        self._lease = lease
+        self._name = name
+        self._changed = threading.Condition()
+        # Each is renewed after a third of its time, so the first is always the next one due.
+        self._due: dict[Lease, float] = {}
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    @contextmanager
+    def holding(self, leases: Sequence[Lease]) -> Iterator[None]:
+        """Renew these leases until the end of the block."""
+        if not leases:
+            yield
+            return
+        with self._changed:
+            idle = not self._due
+            for lease in leases:
+                self._due[lease] = lease.taken_at + self._lease / RENEWALS_PER_LEASE
+            if self._thread is None and not self._stopping:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+            elif idle:
+                self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                for lease in leases:
+                    self._due.pop(lease, None)
+
+    def stop(self, timeout: float) -> None:
+        """End the thread, within ``timeout`` seconds or later."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if self._stopping:
+                    return
+                now = self._clock()
+                due = [lease for lease, at in self._due.items() if at <= now]
+                if not due:
+                    self._changed.wait(min(self._due.values()) - now if self._due else None)
+                    continue
+            self._renew(due, now)
+
+    def _renew(self, leases: list[Lease], now: float) -> None:
+        """Renew what is still there. A lease that is gone is not asked for again: it may be somebody else's."""
+        lease_ms = max(1, round(self._lease * 1000))
+        held = [True for _ in leases]
+        try:
+            replies = self._execute([RenewRequest(lease.shard, lease, lease_ms) for lease in leases])
+            held = [isinstance(reply, RenewReply) and reply.held for reply in replies]
+        except CoherentCacheError:
+            pass  # perhaps the next one gets through in time
+        with self._changed:
+            for lease, still in zip(leases, held, strict=True):
+                if lease in self._due:
+                    if still:
+                        self._due[lease] = now + self._lease / RENEWALS_PER_LEASE
+                    else:
+                        del self._due[lease]
+
+
+class Background:
+    """Runs what nobody waits for, each in a thread of its own."""
+
+    def __init__(self, name: str) -> None:
+        """Make an empty one; ``name`` is that of its threads."""
+        self._name = name
+        self._lock = threading.Lock()
+        self._threads: set[threading.Thread] = set()
+        self._stopping = False
+
+    def run(self, work: Callable[[], object]) -> bool:
+        """Run ``work``, which raises nothing, in a thread; return False if there are too many, or this was stopped."""
+        thread = threading.Thread(target=self._run, args=(work,), name=self._name, daemon=True)
+        with self._lock:
+            if self._stopping or len(self._threads) >= MAX_BACKGROUND:
+                return False
+            self._threads.add(thread)
+        thread.start()
+        return True
+
+    def _run(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def stop(self, timeout: float) -> None:
+        """Take nothing more, and wait for what runs: ``timeout`` seconds for each at most."""
+        with self._lock:
+            self._stopping = True
+            threads = [thread for thread in self._threads if thread is not threading.current_thread()]
+        for thread in threads:
+            thread.join(timeout)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         NamespaceMismatch,
         NotCoherent,
         SerializationError,
+        UnstableArgument,
         ValueTooLarge,
         VersionConflict,
     )
@@ -49,6 +50,7 @@ __all__ = [
     "NamespaceMismatch",
     "NotCoherent",
     "SerializationError",
+    "UnstableArgument",
     "ValueTooLarge",
     "Version",
     "VersionConflict",

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import inf
 from random import Random
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Unpack, cast
 
 from coherent_cache import config
 from coherent_cache.batch import Batch
@@ -26,7 +26,8 @@ from coherent_cache.defaults import DEFAULT, Default
 from coherent_cache.errors import CacheUnavailable, ConfigError, NotCoherent
 from coherent_cache.events import Event
 from coherent_cache.keys import check_key
-from coherent_cache.loading_front import LoadingFront, several
+from coherent_cache.loading_front import LoadingFront, LoadKeywords, several
+from coherent_cache.memoize import Cached, CachedKeywords, Key, P, R, Tags
 from coherent_cache.remote.topology import resolve
 from coherent_cache.runtime import Runtime, RuntimeHolder, clock, make_instance_id
 from coherent_cache.serializers import make_codec
@@ -505,6 +506,47 @@ class CoherentCache(LoadingFront):
             CacheUnavailable: as :meth:`clear`.
         """
         return self._runtime.run(operations.raise_floor(self._runtime.instance, Kind.TAG, tags))
+
+    # -- as a decorator --------------------------------------------------------------------------------------------
+
+    def cached(
+        self, *, key: Key = None, tags: Tags = (), ignore: Iterable[str] = (), **options: Unpack[CachedKeywords]
+    ) -> Callable[[Callable[P, R]], Cached[P, R]]:
+        """Cache what a function or method returns, for the whole fleet: each call is a :meth:`get_or_set`.
+
+        ::
+
+            @cache.cached(ttl=60, tags=["prices", "product:{product}"])
+            def price(product: int, currency: str = "EUR") -> Decimal: ...
+
+            price(7)                     # as ever
+            price.invalidate(7)          # delete its result; .refresh(7) calls the function now
+            price.key(7)                 # where it is; .uncached is the function itself
+
+        The key is made of the function's module and name and of all arguments, by rules that give one text in every
+        process (:mod:`coherent_cache.argument_keys`): of plain values, containers of them, enum members and frozen
+        dataclasses, never of ``repr`` or ``id``. A function of a script is in ``__main__``, in every script.
+
+        A method's ``self`` is an argument like any other: whatever it holds may matter. If it is a frozen dataclass or
+        an enum member, it is a part of the key; else say what matters by ``key``, or that nothing does by ``ignore``.
+        ``@classmethod`` and ``@staticmethod`` go above; a class is known by its name.
+
+        Args:
+            key: a format string over the parameters (``"price:{self.city}:{product}"``), or a callable that takes the
+                arguments and returns the key; None for the rules above.
+            tags: format strings over the parameters, or a callable that takes the arguments and returns the tags. Tags
+                that depend on the result: use ``get_or_set`` with a :class:`LoadContext`.
+            ignore: parameters that are left out of the key, for all results are the same whatever they are.
+            **options: as for :meth:`get_or_set`.
+
+        Raises:
+            ConfigError: when decorating: an option cannot be; a coroutine or generator function; without ``key`` a
+                lambda, or a function that refers to variables of a function around it.
+            UnstableArgument: when called: an argument has no text that is the same in every process.
+            Others: when called, as :meth:`get_or_set`.
+        """
+        self._options(cast("LoadKeywords", options))
+        return lambda function: Cached(self, function, key=key, tags=tags, ignore=ignore, options=options)
 
     # -- as a mapping ----------------------------------------------------------------------------------------------
 

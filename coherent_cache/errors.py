@@ -5,6 +5,7 @@
     CoherentCacheError
     ├── ConfigError          an option, a URL or a client is unusable; names the option and what is allowed
     ├── InvalidKey           a key is not a non-empty str of at most 1,024 UTF-8 bytes
+    │   └── UnstableArgument  an argument of a cached function cannot be a part of a key
     ├── SerializationError   a value cannot be encoded, or stored bytes cannot be decoded
     │   └── ValueTooLarge    an encoded value exceeds ``max_value_bytes``
     ├── VersionConflict      a compare-and-set found another version
@@ -54,6 +55,23 @@ class ConfigError(CoherentCacheError, ValueError):
 
 class InvalidKey(CoherentCacheError, ValueError):
     """A key is not a non-empty ``str`` of at most 1,024 UTF-8 bytes. Nothing was sent."""
+
+
+class UnstableArgument(InvalidKey, TypeError):
+    """An argument of a cached function has no text that is the same in every process. Nothing was called or sent.
+
+    Attributes:
+        function: name of the function.
+        argument: name of its parameter, or the format string.
+    """
+
+    def __init__(self, function: str, argument: str, what: str) -> None:
+        super().__init__(
+            f"argument {argument!r} of {function} is {what}: that has no stable text to make a key of; "
+            "give cached() a 'key' that takes what matters of it, or leave it out by 'ignore'"
+        )
+        self.function = function
+        self.argument = argument
 
 
 class SerializationError(CoherentCacheError, TypeError):

@@ -18,6 +18,7 @@ from coherent_cache import (
     ForeignValue,
     InvalidKey,
     SerializationError,
+    UnstableArgument,
     ValueTooLarge,
     Version,
     VersionConflict,
@@ -746,3 +747,132 @@ def test_a_batch_that_cannot_be_sent_tells_of_each_key(make):
         batch.__exit__(None, None, None)
     assert {item.key: item.error for item in batch.result.failed} == {"a": caught.value, "b": caught.value}
     assert batch.result.versions == {}
+
+
+# -- cached functions --------------------------------------------------------------------------------------------------
+
+SOURCE = {}
+
+
+def looked_up(product, city="Bonn"):
+    SOURCE.setdefault("calls", []).append((product, city))
+    return SOURCE.get(product)
+
+
+@pytest.fixture(autouse=True)
+def source():
+    SOURCE.clear()
+    yield SOURCE
+    SOURCE.clear()
+
+
+def test_a_cached_function_is_called_once_in_the_fleet(make, source):
+    here, there = (make().cached(ttl=100, tags=["products", "product:{product}"])(looked_up) for _ in range(2))
+    source[7] = {"price": 1}
+    assert here(7) == there(product=7, city="Bonn") == here(7) == {"price": 1}
+    assert here(8) is there(8) is None, "None is a value"
+    assert source["calls"] == [(7, "Bonn"), (8, "Bonn")]
+    assert here.key(7) == there.key(7) == f'{__name__}.looked_up(product=7,city="Bonn")'
+    assert here.uncached(9) is None
+
+
+def test_a_cached_function_is_invalidated_by_its_arguments_and_its_tags(make, source):
+    cache, peer = make(), make()
+    here, there = (each.cached(tags=["product:{product}"])(looked_up) for each in (cache, peer))
+    for change in (lambda: there.invalidate(7), lambda: peer.invalidate_tags("product:7"), peer.clear):
+        source[7] = "old"
+        assert here(7) == there(7) == "old"
+        source[7] = "new"
+        change()
+        eventually(lambda: here(7) == "new", "the message arrives")
+        there.invalidate(7)
+        eventually(lambda: cache.get(here.key(7)) is None, "the message arrives")
+    assert there.invalidate(7) is False
+
+
+def test_a_refresh_stores_what_the_function_returns_now(make, source):
+    cache, peer = make(), make()
+    here, there = (each.cached(ttl=100, tags=["t"])(looked_up) for each in (cache, peer))
+    source[7] = "old"
+    assert here.refresh(7) == there(7) == "old"
+    source[7] = "new"
+    assert here(7) == "old"
+    assert here.refresh(7) == here(7) == "new"
+    eventually(lambda: there(7) == "new", "the message arrives")
+    assert len(source["calls"]) == 2
+    assert 99 < cache.get_entry(here.key(7)).expires_in <= 100
+    peer.invalidate_tags("t")
+    eventually(lambda: here.key(7) not in cache, "the tag was stored")
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_a_refresh_that_overlaps_an_invalidation_stores_nothing_old(make, source, present):
+    cache, peer = make(), make()
+
+    def read_slowly(product):
+        source["reads"] += 1
+        seen = source[product]
+        if source["reads"] == 1:
+            source[product] = "new"
+            peer.delete("slow:7")
+        return seen
+
+    slow = cache.cached(key="slow:{product}")(read_slowly)
+    if present:
+        cache.set("slow:7", "older")
+    source.update({7: "old", "reads": 0})
+    assert slow.refresh(7) in ("old", "new")
+    assert peer.get("slow:7") in (None, "new")
+    eventually(lambda: slow(7) == "new", "the message arrives")
+
+
+def test_what_a_cached_function_raises_is_not_stored(cache, source):
+    cached = cache.cached(key="k")(lambda: source["missing"])
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            cached()
+    with pytest.raises(KeyError):
+        cached.refresh()
+    source["missing"] = 1
+    assert cached() == 1
+    del source["missing"]
+    with pytest.raises(KeyError):
+        cached.refresh()
+    assert cached() == 1, "what was there stays"
+
+
+def test_options_of_a_cached_function_are_checked_when_it_is_decorated(cache):
+    for options, says in (
+        ({"ttl": 0}, "ttl"),
+        ({"jitter": 2}, "jitter"),
+        ({"hard_timeout": -1}, "hard_timeout"),
+        ({"key": "{price}"}, "no parameter"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            cache.cached(**options)(looked_up)
+    with pytest.raises(TypeError):
+        cache.cached(tll=5)
+    with pytest.raises(UnstableArgument, match="'product'"):
+        cache.cached()(looked_up)(object())
+
+
+# -- loads of compressed values and other schemas ----------------------------------------------------------------------
+
+
+def test_what_is_loaded_is_compressed_as_what_is_set(make):
+    cache, peer = make(compress="zlib"), make()
+    assert cache.get_or_set("k", lambda: LARGE) == LARGE
+    assert len(stored(cache, "k")) < 1500
+    assert peer.get_or_set("k", lambda: 0) == peer.get("k") == LARGE
+    assert cache.get_or_set_many(["k", "l"], lambda keys: dict.fromkeys(keys, LARGE)) == {"k": LARGE, "l": LARGE}
+    assert len(stored(cache, "l")) < 1500
+
+
+def test_what_another_schema_has_loaded_is_loaded_again(make):
+    old, new = make(), make(schema=3)
+    assert old.get_or_set("k", lambda: "old") == "old"
+    assert new.get_or_set("k", lambda: "new") == new.get_or_set("k", lambda: "again") == "new"
+    assert make(schema=3).get_or_set("k", lambda: "again") == "new"
+    assert new.get_or_set("nothing", lambda: MISSING, negative_ttl=100, default=1) == 1
+    assert make(schema=3).get_or_set("nothing", lambda: 0 / 0, negative_ttl=100, default=2) == 2
+    eventually(lambda: old.get_or_set("k", lambda: "old again") == "old again", "the message arrives")

@@ -21,6 +21,7 @@ from coherent_cache.errors import (
     NamespaceMismatch,
     NotCoherent,
     SerializationError,
+    UnstableArgument,
     ValueTooLarge,
     VersionConflict,
 )
@@ -32,6 +33,7 @@ EXAMPLES = {
     CoherentCacheError: CoherentCacheError("text"),
     ConfigError: ConfigError("ttl", "must be more"),
     InvalidKey: InvalidKey("text"),
+    UnstableArgument: UnstableArgument("shop.price", "product", "of type shop.Product"),
     SerializationError: SerializationError("cannot", key="k"),
     ValueTooLarge: ValueTooLarge("k", 2048, 1024),
     VersionConflict: VersionConflict("k", V1, V2),
@@ -73,7 +75,7 @@ def test_the_docstring_draws_every_class_under_its_parent():
     }
 
     assert drawn_tree() == real
-    assert len(real) == 11
+    assert len(real) == 12
 
 
 def test_every_class_has_an_example_here():

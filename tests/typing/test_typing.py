@@ -1,0 +1,25 @@
+"""The public surface is typed as ``api.py`` says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import coherent_cache
+
+API = Path(__file__).with_name("api.py")
+
+
+@pytest.mark.timeout(600)
+def test_the_public_surface_is_typed(tmp_path):
+    pytest.importorskip("mypy")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}", API],
+        env=os.environ | {"MYPYPATH": str(Path(coherent_cache.__file__).parents[1])}, cwd=tmp_path,
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -422,7 +422,7 @@ class CoherentCache(LoadingFront):
 
         Nothing is sent before the end of the block, and nothing at all if an exception leaves it; nothing is visible to
         reads before. More than 1,000 keys (or 4 MiB) go as several scripts, one after the other: each is done as a
-        whole or not at all, and Redis serves others in between.
+        whole or not at all, and occupies Redis for 4 to 8 ms; it serves others in between.
 
         Raises:
             CacheUnavailable: at the end of the block: Redis refused a part of it or is away; ``b.result`` then tells of

@@ -217,9 +217,9 @@ class CoherentCache(LoadingFront):
             ForeignValue: the key holds bytes of another program, and ``on_foreign="raise"``.
             SerializationError: the stored value cannot be decoded.
         """
-        # Every nanosecond counts here: CPython calls functions without keyword-only arguments faster, and one comparison
-        # does for two options that can only be the same object if both are None.
-        if max_staleness is not min_version:
+        # For a fast hit: CPython calls functions without keyword-only arguments faster, and one comparison does for two
+        # options that can only be the same object if both are None.
+        if max_staleness is not min_version:  # type: ignore[comparison-overlap]
             return self._get(key, default, max_staleness, min_version)
         # P4: the horizon first, then the clock, then the look-up; one tier object throughout.
         tier = self._shard.tier

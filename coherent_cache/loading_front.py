@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, Final, Literal, NamedTuple, TypedDict, Unpack
 
 from coherent_cache.config import Settings, check_seconds
 from coherent_cache.core import loading, loading_many
 from coherent_cache.core.entries import Entry
 from coherent_cache.core.leasing import Result
-from coherent_cache.core.load_options import DEFAULT_THROTTLE, LoadOptions, with_context
+from coherent_cache.core.load_options import LoadOptions, with_context
 from coherent_cache.core.loading import LoadCall
 from coherent_cache.core.operations import MISSING
 from coherent_cache.core.shard import Shard
@@ -57,12 +57,25 @@ class LoadKeywords(TypedDict, total=False):
     negative_ttl: float | None
     fail_safe: float | None
     throttle: float
+    error_ttl: float | None
     soft_timeout: float | None
     hard_timeout: float | None
     refresh_ahead: float | None
     skip_local: bool
     max_staleness: float | None
     min_version: Version | None
+
+
+class GetOrSetKeywords(LoadKeywords, total=False):
+    """The options of :meth:`LoadingFront.get_or_set`."""
+
+    default: Any
+
+
+_OF_LOADS: Final = frozenset(GetOrSetKeywords.__annotations__) - {
+    "skip_local", "max_staleness", "min_version", "fail_safe", "refresh_ahead",
+}  # fmt: skip
+"""Options that do not matter for a local hit."""
 
 
 class LoadingFront(ABC):
@@ -86,25 +99,7 @@ class LoadingFront(ABC):
     def _value(self, entry: Entry) -> Any:
         """Return a local entry's value."""
 
-    def get_or_set(
-        self,
-        key: str,
-        loader: Callable[..., Any],
-        *,
-        ttl: float | Default | None = DEFAULT,
-        tags: Iterable[str] = (),
-        default: Any = None,
-        jitter: float | None = None,
-        negative_ttl: float | None = None,
-        fail_safe: float | None = None,
-        throttle: float = DEFAULT_THROTTLE,
-        soft_timeout: float | None = None,
-        hard_timeout: float | None = None,
-        refresh_ahead: float | None = None,
-        skip_local: bool = False,
-        max_staleness: float | None = None,
-        min_version: Version | None = None,
-    ) -> Any:
+    def get_or_set(self, key: str, loader: Callable[..., Any], **options: Unpack[GetOrSetKeywords]) -> Any:
         """Return the value of a key; if there is none, load it: once per key in the whole fleet (P11).
 
         While the loader runs, other callers wait for it, in all processes; its lease is renewed, and lost with its
@@ -124,6 +119,8 @@ class LoadingFront(ABC):
                 absent.
             fail_safe: seconds beyond its time for which the last value that this instance knew is served if the loader
                 raises or Redis is away; None for never. A value known to be outdated is not served.
+            error_ttl: seconds for which what the loader raised is raised again, in this process, without another
+                attempt; None for not at all.
             throttle: seconds after a failure in which the last known value is served without another attempt.
             soft_timeout: seconds after which the last known value is served, if there is one (needs ``fail_safe``);
                 the load goes on in the background.
@@ -139,13 +136,8 @@ class LoadingFront(ABC):
             LoaderTimeout: ``hard_timeout`` is over.
             Others: what the loader raises; as :meth:`get`; ``SerializationError`` if the value cannot be stored.
         """
-        if (
-            not skip_local
-            and max_staleness is None
-            and min_version is None
-            and fail_safe is None
-            and refresh_ahead is None
-        ):
+        # Keywords one by one would cost a hit as much as the look-up itself.
+        if not options or options.keys() <= _OF_LOADS:
             # As in `get`: the horizon first, then the clock, then the look-up (P4).
             tier = self._shard.tier
             if tier.valid_until >= (now := clock()):
@@ -160,14 +152,8 @@ class LoadingFront(ABC):
                     if now < entry.coded_deadline:
                         tier.ticks = entry.used = tier.ticks + 1
                         return self._decode(entry.value)
-        options = self._options(
-            {
-                "ttl": ttl, "tags": tags, "jitter": jitter, "negative_ttl": negative_ttl, "fail_safe": fail_safe,
-                "throttle": throttle, "soft_timeout": soft_timeout, "hard_timeout": hard_timeout,
-                "refresh_ahead": refresh_ahead,
-            }
-        )  # fmt: skip
-        found = self._load(key, loader, options, _Reading(skip_local, max_staleness, min_version))
+        default = options.pop("default", None)
+        found = self._find(key, loader, options)
         value = self._value(found) if isinstance(found, Entry) else found.value
         return default if value is MISSING else value
 
@@ -176,10 +162,7 @@ class LoadingFront(ABC):
 
         It has no ``default``: the value of "no such thing" is ``MISSING``.
         """
-        reading = _Reading(
-            options.pop("skip_local", False), options.pop("max_staleness", None), options.pop("min_version", None)
-        )
-        found = self._load(key, loader, self._options(options), reading)
+        found = self._find(key, loader, options)
         tier: Tier = "local"
         if isinstance(found, Entry):
             epoch = self._shard_of(key).epoch
@@ -239,12 +222,23 @@ class LoadingFront(ABC):
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
+    def _find(self, key: str, loader: Callable[..., Any], options: LoadKeywords) -> Entry | Result:
+        reading = _Reading(
+            options.pop("skip_local", False), options.pop("max_staleness", None), options.pop("min_version", None)
+        )
+        return self._load(key, loader, self._options(options), reading)
+
     def _options(self, given: LoadKeywords) -> LoadOptions:
         """Check options.
 
         Raises:
             ConfigError: one of them cannot be.
+            TypeError: one of them is none.
         """
+        unknown = given.keys() - LoadKeywords.__annotations__.keys()
+        if unknown:
+            known = ", ".join(LoadKeywords.__annotations__)
+            raise TypeError(f"{min(unknown)!r} is no option of a load; there are {known}")
         ttl = given.get("ttl", DEFAULT)
         chosen: dict[str, Any] = dict(given) | {"ttl": self._settings.ttl if isinstance(ttl, Default) else ttl}
         options = LoadOptions(**chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -135,9 +136,10 @@ class Background:
                 self._threads.discard(threading.current_thread())
 
     def stop(self, timeout: float) -> None:
-        """Take nothing more, and wait for what runs: ``timeout`` seconds for each at most."""
+        """Take nothing more, and wait for what runs, ``timeout`` seconds at most."""
         with self._lock:
             self._stopping = True
             threads = [thread for thread in self._threads if thread is not threading.current_thread()]
+        ends = time.monotonic() + timeout
         for thread in threads:
-            thread.join(timeout)
+            thread.join(max(0.0, ends - time.monotonic()))

@@ -27,6 +27,7 @@ class LoadOptions:
     negative_ttl: float | None = None
     fail_safe: float | None = None
     throttle: float = DEFAULT_THROTTLE
+    error_ttl: float | None = None
     soft_timeout: float | None = None
     hard_timeout: float | None = None
     refresh_ahead: float | None = None
@@ -39,6 +40,7 @@ class LoadOptions:
         check_seconds("negative_ttl", self.negative_ttl)
         check_seconds("fail_safe", self.fail_safe)
         check_seconds("throttle", self.throttle, 0.0)
+        check_seconds("error_ttl", self.error_ttl)
         check_seconds("soft_timeout", self.soft_timeout, 0.0)
         check_seconds("hard_timeout", self.hard_timeout, 0.0)
         check_fraction("refresh_ahead", self.refresh_ahead)

@@ -85,21 +85,26 @@ def get_or_set(instance: Instance, call: LoadCall) -> Operation[Result | None]:
         ForeignValue: as for a read.
     """
     failure: Exception
+    options, loads = call.options, False
     try:
         return (yield from _get_or_set(instance, call))
     except LoaderError as error:
-        failure, cause = error.error, type(error.error).__name__
+        failure, cause, loads = error.error, type(error.error).__name__, True
     except LoaderTimeout as error:
         failure, cause = error, "hard_timeout"
     except CacheUnavailable as error:
         failure, cause = error, "Redis is away"
-    if call.options.fail_safe is not None:
-        (told,) = yield (WaitRequest(None, 0.0),)
-        assert isinstance(told, Woken)
+    if options.fail_safe is None and options.error_ttl is None:
+        raise failure
+    (told,) = yield (WaitRequest(None, 0.0),)
+    assert isinstance(told, Woken)
+    if loads and options.error_ttl is not None and instance.flights.error_of(call.key, told.now) is not failure:
+        instance.flights.remember_error(call.key, failure, told.now + options.error_ttl, told.now)
+    if options.fail_safe is not None:
         shard = instance.shard_of(instance.facts(call.key)[0])
         kept = shard.last_known(call.key, told.now)
         if kept is not None:
-            kept.retry_at = told.now + call.options.throttle
+            kept.retry_at = told.now + options.throttle
             return _stale(instance, call, kept, cause)
     raise failure
 
@@ -116,6 +121,9 @@ def _get_or_set(instance: Instance, call: LoadCall) -> Operation[Result | None]:
     found = yield from _look(instance, call)
     if found is not None:
         return found
+    remembered = None if options.error_ttl is None else instance.flights.error_of(key, call.asked_at)
+    if remembered is not None:
+        raise LoaderError(remembered)
     flight, waiter, early = instance.flights.join(key)
     if waiter is None:
         operation = _fly(instance, shard, call, flight)

@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager
 from math import inf
 from typing import Final
 
-MAX_REFRESH_CLAIMS: Final = 10_000
-"""Keys for which it is remembered that they need no refresh just now."""
+MAX_REMEMBERED: Final = 10_000
+"""Keys for which it is remembered that they need no refresh just now, or that their loader has failed."""
 
 
 class Waiter:
@@ -104,12 +104,13 @@ class Flight:
 class Flights:
     """The loads under way in this process: one per key, and the refreshes that need not be tried just now."""
 
-    __slots__ = ("_flights", "_lock", "_refreshes")
+    __slots__ = ("_errors", "_flights", "_lock", "_refreshes")
 
     def __init__(self, lock: AbstractContextManager[object]) -> None:
         """Make an empty table; ``lock`` is held for no I/O."""
         self._flights: dict[str, Flight] = {}
         self._refreshes: dict[str, float] = {}
+        self._errors: dict[str, tuple[Exception, float]] = {}
         self._lock = lock
 
     def __len__(self) -> int:
@@ -158,6 +159,18 @@ class Flights:
         for waiter in waiters:
             waiter.wake()
 
+    def remember_error(self, key: str, error: Exception, until: float, now: float) -> None:
+        """Remember what a loader raised, until a moment of the local clock."""
+        with self._lock:
+            if len(self._errors) >= MAX_REMEMBERED:
+                self._errors = {key: each for key, each in self._errors.items() if each[1] > now}
+            self._errors[key] = (error, until)
+
+    def error_of(self, key: str, now: float) -> Exception | None:
+        """Return the error that is remembered of a key; None if there is none."""
+        found = self._errors.get(key)
+        return None if found is None or found[1] <= now else found[0]
+
     def claim_refresh(self, key: str, now: float) -> bool:
         """Claim the refresh of a key for one caller of this process; :meth:`end_refresh` must follow."""
         if self._refreshes.get(key, -inf) > now:
@@ -165,7 +178,7 @@ class Flights:
         with self._lock:
             if self._refreshes.get(key, -inf) > now:
                 return False
-            if len(self._refreshes) >= MAX_REFRESH_CLAIMS:
+            if len(self._refreshes) >= MAX_REMEMBERED:
                 self._refreshes = {key: until for key, until in self._refreshes.items() if until > now}
             self._refreshes[key] = inf
             return True

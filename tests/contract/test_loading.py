@@ -481,6 +481,28 @@ def test_fail_safe_when_redis_is_away(outlived, monkeypatch):
         outlived.get_or_set("l", never, fail_safe=100)
 
 
+def test_an_error_is_remembered_if_asked_and_hides_nothing(make):
+    here, there = make(), make()
+    loader = Mock(side_effect=Outage)
+    for _ in range(3):
+        with pytest.raises(Outage):
+            here.get_or_set("k", loader, error_ttl=60)
+    assert loader.call_count == 1
+    with pytest.raises(Outage):
+        here.get_or_set("k", loader)
+    assert loader.call_count == 2, "who does not ask for it makes another attempt"
+    assert there.get_or_set("k", lambda: 1, error_ttl=60) == 1
+    assert here.get_or_set("k", never, error_ttl=60) == 1
+
+
+def test_an_error_is_remembered_for_its_time(cache):
+    for _ in range(2):
+        with pytest.raises(Outage):
+            cache.get_or_set("k", outage, error_ttl=0.001)
+        eventually(lambda: cache._runtime.instance.flights.error_of("k", clock()) is None, "its time is over")
+    assert cache.stats().load_failures == 2
+
+
 # -- time-outs ---------------------------------------------------------------------------------------------------------
 
 
@@ -706,7 +728,7 @@ def test_min_version_of_a_history_that_was_lost_asks_nothing(cache):
     [
         ("ttl", 0), ("ttl", "5"), ("tags", "red"), ("tags", [""]), ("tags", 5), ("jitter", 0), ("jitter", 1),
         ("jitter", "0.1"), ("jitter", True), ("negative_ttl", 0), ("negative_ttl", -1), ("fail_safe", 0),
-        ("throttle", -1), ("throttle", None), ("soft_timeout", -1), ("soft_timeout", 1),
+        ("throttle", -1), ("throttle", None), ("error_ttl", 0), ("soft_timeout", -1), ("soft_timeout", 1),
         ("hard_timeout", -1), ("hard_timeout", "1"),
         ("refresh_ahead", 0), ("refresh_ahead", 1.0), ("max_staleness", -1), ("max_staleness", "1"),
         ("min_version", 7),
@@ -717,6 +739,13 @@ def test_a_bad_option_is_refused_by_name_before_anything_is_sent(cache, option, 
         cache.get_or_set("k", never, **{option: value})
     assert caught.value.option == option
     assert cache.stats().misses == 0
+
+
+def test_an_unknown_option_is_refused(cache):
+    cache.set("k", 1)
+    for call in (cache.get_or_set, cache.get_or_set_entry):
+        with pytest.raises(TypeError, match="'tll' is no option of a load; there are ttl, "):
+            call("k", never, tll=5)
 
 
 def test_options_that_need_each_other(make):

@@ -44,7 +44,7 @@ from coherent_cache.core.requests import (
 )
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.tokens import Token
-from coherent_cache.errors import CacheUnavailable, ForeignValue
+from coherent_cache.errors import CacheUnavailable
 from coherent_cache.events import LeaseVoided, LoadFailed
 from coherent_cache.keys import check_tags
 from coherent_cache.versions import Version
@@ -181,16 +181,13 @@ def _judge(
     instance: Instance, shard: Shard, facts: KeyFacts, request: LeaseRequest, token: Token, reply: LeaseReply
 ) -> Answer:
     key, read = request.key, reply.read
-    match reply.status:
-        case LeaseStatus.FOREIGN:
-            reason = "not an envelope"
-            instance.foreign(key, reason)
-            raise ForeignValue(key, reason)
-        case LeaseStatus.VALUE:
-            found: dict[str, RawFound] = {}
-            shard.absorb(token, read, take(instance, ((key, facts),), read, found, []), now=read.sent_at)
-            instance.counters.redis_hits += len(found)
-            return Answer(reply, None, result_of(found.get(key), read, facts))
+    if reply.status is LeaseStatus.FOREIGN:
+        instance.foreign(key, "not an envelope")  # raises: where such bytes are to be a miss, they are overwritten
+    if reply.status is LeaseStatus.VALUE:
+        found: dict[str, RawFound] = {}
+        shard.absorb(token, read, take(instance, ((key, facts),), read, found, []), now=read.sent_at)
+        instance.counters.redis_hits += len(found)
+        return Answer(reply, None, result_of(found.get(key), read, facts))
     if not request.version:
         shard.absorb(token, read, [(key, read.seq + 1, None)], now=read.sent_at)
     if reply.status is LeaseStatus.TAKEN:

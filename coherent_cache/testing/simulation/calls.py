@@ -243,6 +243,7 @@ class Call:
         except StopIteration as stop:
             if stop.value is None and self.step.action == "load" and self._again:
                 self._note("looks again")
+                self._generator = None
                 loop = self.process.loop
                 loop.at(loop.now, self.process, self._hit, 0)
                 return

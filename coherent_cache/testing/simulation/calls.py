@@ -327,7 +327,8 @@ class Call:
             if stage == self._stage and self._generator is not None:
                 request = RenewRequest(lease.shard, lease, round(process.settings.lease * 1000))
                 exchange = Exchange(
-                    process.loop, process, process.pool, done=done, writes=True, delays=(self._delay(), self._delay()),
+                    process.loop, process, process.pool, done=done, writes=True,
+                    delays=(self.step.delays[1], self.step.delays[2]),
                     work=lambda server: server.execute(request, origin=process.name, sent_at=0.0),
                 )  # fmt: skip
                 exchange.start(process.settings.timeout)

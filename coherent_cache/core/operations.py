@@ -102,21 +102,41 @@ RawFound = tuple[Any, int, float]
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def read_one(instance: Instance, key: str) -> Operation[Found | None]:
+def read_one(instance: Instance, key: str, into: list[ReadReply] | None = None) -> Operation[Found | None]:
     """Read a key from Redis and fill the local tier; return None if it is not there.
+
+    What :func:`read` does for many keys, without what these need.
+
+    Args:
+        instance: the instance.
+        key: user key.
+        into: takes the replies, if anybody wants them.
 
     Raises:
         As :func:`read`.
     """
-    return (yield from _read_with_epoch(instance, key))[0]
-
-
-def _read_with_epoch(instance: Instance, key: str) -> Operation[tuple[Found | None, bytes]]:
-    """Read a key; return what is there, and the epoch that the answer belongs to."""
-    replies: list[ReadReply] = []
-    raw = (yield from read(instance, (key,), replies)).get(key)
-    epoch, sent_at = replies[-1].epoch, replies[-1].sent_at
-    return None if raw is None else Found(raw[0], Version(epoch, raw[1]), raw[2], sent_at), epoch
+    ((shard, (pair,)),) = by_shard(instance, (key,))
+    found: dict[str, RawFound] = {}
+    tagged: list[Key] = []
+    while True:
+        request = ReadRequest(shard.index, (pair[1][0],), bool(tagged))
+        tagged = []
+        token = shard.register((key,))
+        try:
+            (reply,) = yield (request,)
+            assert isinstance(reply, ReadReply)
+            shard.absorb(token, reply, take(instance, (pair,), reply, found, tagged), now=reply.sent_at)
+        finally:
+            shard.release(token)
+        if into is not None:
+            into.append(reply)
+        if not tagged:
+            break
+    raw = found.get(key)
+    if raw is None:
+        return None
+    instance.counters.redis_hits += 1
+    return Found(raw[0], Version(reply.epoch, raw[1]), raw[2], reply.sent_at)
 
 
 def read(
@@ -418,7 +438,9 @@ def update(
     """
     tags = check_tags(tags)
     for attempt in range(attempts):
-        found, epoch = yield from _read_with_epoch(instance, key)
+        replies: list[ReadReply] = []
+        found = yield from read_one(instance, key, replies)
+        epoch = replies[-1].epoch
         value = fn(default if found is None else found.value)
         condition = Condition(epoch, 0 if found is None else found.version.seq)
         try:

@@ -65,6 +65,11 @@ def rewritten(owner, attribute, changes):
 
 RELEASE_AND_TAKE = "self._lock.__exit__(None, None, None); self._lock.__enter__(); self.tier.insert(key, entry, now)"
 
+REGISTERING_ONE = """\
+        token = shard.register((key,))
+        try:
+"""
+SENDING_ONE = "            (reply,) = yield (request,)\n"
 SENDING = "            replies = yield requests\n"
 REGISTERING = """\
             for shard, chunk in chunks:
@@ -121,6 +126,10 @@ MUTATIONS = [
             (
                 operations, "read",
                 (REGISTERING + SENDING, SENDING + REGISTERING),
+            ),
+            (
+                operations, "read_one",
+                (REGISTERING_ONE + SENDING_ONE, SENDING_ONE[4:] + REGISTERING_ONE),
             ),
         ),
         "races", 200,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from coherent_cache import CoherentCache
+from integration.fork_workers import Child
 from integration.waiting import wait_until
 from integration.workers import worker
 
@@ -86,3 +87,35 @@ def wait_for_a_load(context: Context, *, url: str, options: dict[str, Any]) -> d
         context.emit(asking=True)
         value = cache.get_or_set("key", lambda: f"load {plain.incr('loads')}")
         return {"value": value, "at": time.time()}
+
+
+@worker
+def fork_during_a_load(context: Context, *, url: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Fork while another thread loads; the child asks for the same key, and then for another one."""
+    with CoherentCache(url, **options) as cache:
+        assert cache.wait_ready(PATIENCE)
+        begun, go_on, got = threading.Event(), threading.Event(), []
+
+        def loader() -> str:
+            begun.set()
+            assert go_on.wait(PATIENCE)
+            return "the parent's"
+
+        loading = threading.Thread(target=lambda: got.append(cache.get_or_set("key", loader)))
+        loading.start()
+        assert begun.wait(PATIENCE)
+
+        def in_child() -> dict[str, Any]:
+            own = cache.get_or_set("other", lambda: "the child's")
+            context.emit(waits=True)
+            waited = cache.get_or_set("key", lambda: "loaded twice")
+            told = {"own": own, "waited": waited, "loads": cache.stats().loads}
+            cache.close()
+            return told
+
+        child = Child(in_child)
+        wait_until(lambda: cache.get("other") is not None, PATIENCE, "the child has loaded")
+        go_on.set()
+        told = child.result()
+        loading.join(PATIENCE)
+        return {"child": told, "parent": got, "loads": cache.stats().loads, "other": cache.get("other")}

@@ -86,6 +86,14 @@ def test_a_loader_that_is_paused_loses_its_lease_and_stores_nothing(redis_server
         assert cache.get("key") == "load 1"
 
 
+def test_p13_a_child_forked_during_a_load_waits_for_it_like_any_other_process(redis_server, processes, options):
+    told = processes.spawn("fork_during_a_load", url=redis_server.url, options=options).result()
+
+    assert told["child"] == {"own": "the child's", "waited": "the parent's", "loads": 1}
+    assert told["parent"] == ["the parent's"]
+    assert (told["loads"], told["other"]) == (1, "the child's")
+
+
 @pytest.mark.slow
 def test_10_000_overlaps_of_load_and_invalidation_store_nothing_outdated(redis_server, options):
     """Each loader reads the database; only then it is changed, and the cache told; the order of fill and telling is

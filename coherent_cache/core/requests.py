@@ -320,7 +320,7 @@ class SpawnRequest(NamedTuple):
 
 
 class Spawned(NamedTuple):
-    """Whether the operation runs in the background; if not, it was closed."""
+    """Whether the operation runs in the background; if not, it was not begun, and is the asker's to run."""
 
     running: bool
 

@@ -79,3 +79,13 @@ def batches() -> None:
 def values() -> None:
     assert_type(cache.get("k"), Any)
     assert_type(cache.set("k", 1), Version)
+
+
+def loads() -> None:
+    assert_type(cache.get_or_set("k", lambda: 1, ttl=60, jitter=0.1, default=None), Any)
+    assert_type(cache.get_or_set_entry("k", lambda context: context.key).stale, bool)
+    assert_type(cache.get_or_set_many(["k"], lambda keys: dict.fromkeys(keys, 1)), dict[str, Any])
+    assert_type(cache.get("k", min_version=cache.set("k", 1), max_staleness=0.5), Any)
+    cache.get_or_set("k", lambda: 1, tll=60)  # type: ignore[call-arg]
+    cache.get_or_set("k", lambda: 1, refresh_ahead="0.1")  # type: ignore[typeddict-item,arg-type,unused-ignore]
+    cache.get_or_set("k")  # type: ignore[call-arg]

@@ -10,6 +10,7 @@
     │   └── ValueTooLarge    an encoded value exceeds ``max_value_bytes``
     ├── VersionConflict      a compare-and-set found another version
     ├── LoaderTimeout        a loader did not finish in time
+    ├── LoaderDeadlock       a loader waits for its own result
     ├── CacheUnavailable     Redis refused a command or could not be reached
     ├── NotCoherent          ``on_disconnect="fail"`` and no proof of freshness
     ├── NamespaceMismatch    the namespace was created with other settings
@@ -137,6 +138,21 @@ class LoaderTimeout(CoherentCacheError, TimeoutError):
         )
         self.key = key
         self.seconds = seconds
+
+
+class LoaderDeadlock(CoherentCacheError, RuntimeError):
+    """A loader asked, perhaps through other loaders, for the key that it is to load. It would wait for itself for ever.
+
+    Attributes:
+        key: the key that was asked for.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"key {key!r} was asked for by its own loader, or by one that it waits for; let loaders use get(), "
+            "or load without a cycle"
+        )
+        self.key = key
 
 
 class CacheUnavailable(CoherentCacheError):

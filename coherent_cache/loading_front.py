@@ -118,7 +118,8 @@ class LoadingFront(ABC):
             negative_ttl: seconds for which ``MISSING`` is remembered; None for not at all. ``get`` shows such a key as
                 absent.
             fail_safe: seconds beyond its time for which the last value that this instance knew is served if the loader
-                raises or Redis is away; None for never. A value known to be outdated is not served.
+                raises or Redis is away; None for never. A value known to be outdated is not served. Such values take
+                memory beside the local tier, within the same ``max_entries`` and ``max_bytes``.
             error_ttl: seconds for which what the loader raised is raised again, in this process, without another
                 attempt; None for not at all.
             throttle: seconds after a failure in which the last known value is served without another attempt.
@@ -134,6 +135,7 @@ class LoadingFront(ABC):
         Raises:
             InvalidKey, ConfigError: before anything is sent.
             LoaderTimeout: ``hard_timeout`` is over.
+            LoaderDeadlock: in a loader that asks, perhaps through others, for what it is to load.
             Others: what the loader raises; as :meth:`get`; ``SerializationError`` if the value cannot be stored.
         """
         # Keywords one by one would cost a hit as much as the look-up itself.
@@ -162,14 +164,19 @@ class LoadingFront(ABC):
 
         It has no ``default``: the value of "no such thing" is ``MISSING``.
         """
-        found = self._find(key, loader, options)
-        tier: Tier = "local"
-        if isinstance(found, Entry):
-            epoch = self._shard_of(key).epoch
-            version = None if epoch is None else Version(epoch, found.seq)
-            value, expires_at = self._value(found), found.expires_at
-        else:
-            value, version, expires_at, tier = found.value, found.version, found.expires_at, found.tier
+        shard = self._shard_of(key)
+        tier: Tier
+        while True:
+            epoch = shard.epoch
+            found = self._find(key, loader, options.copy())
+            if not isinstance(found, Entry):
+                value, version, expires_at, tier = found
+                break
+            # An entry belongs to the epoch that was there before and after the look-up; else look again.
+            if epoch is not None and epoch == shard.epoch:
+                value, version = self._value(found), Version(epoch, found.seq)
+                expires_at, tier = found.expires_at, "local"
+                break
         return LoadResult(value, version, tier, None if expires_at == inf else max(0.0, expires_at - clock()))
 
     def get_or_set_many(
@@ -184,8 +191,8 @@ class LoadingFront(ABC):
     ) -> dict[str, Any]:
         """Return the values of keys; load those that are nowhere, by one call of the loader, once in the fleet (P11).
 
-        One round trip reads, one asks for the leases, one stores. What others are just loading is waited for
-        afterwards; only if they give it up the loader is called again.
+        Per 1,000 keys one round trip reads, one asks for the leases, one stores. What others are just loading is waited
+        for afterwards; only if they give it up the loader is called again.
 
         Args:
             keys: keys; repeated ones count once.
@@ -226,6 +233,8 @@ class LoadingFront(ABC):
         reading = _Reading(
             options.pop("skip_local", False), options.pop("max_staleness", None), options.pop("min_version", None)
         )
+        if reading.skip_local:  # else they are checked where the local tier is read
+            check_reading(reading.max_staleness, reading.min_version)
         return self._load(key, loader, self._options(options), reading)
 
     def _options(self, given: LoadKeywords) -> LoadOptions:
@@ -275,9 +284,7 @@ class LoadingFront(ABC):
         """As ``_local_entry``, for a reader who wants less staleness, or a version that it has seen elsewhere."""
         if max_staleness is None and min_version is None:
             return self._local_entry(key)
-        check_seconds("max_staleness", max_staleness, 0.0)
-        if min_version is not None and not isinstance(min_version, Version):
-            raise ConfigError("min_version", f"must be a Version or None, not {type(min_version).__name__}")
+        check_reading(max_staleness, min_version)
         shard = self._shard_of(key)
         # The horizon before the look-up (P4).
         if max_staleness is not None and clock() - shard.tier.horizon > max_staleness:
@@ -322,6 +329,17 @@ class _Reading(NamedTuple):
     skip_local: bool
     max_staleness: float | None
     min_version: Version | None
+
+
+def check_reading(max_staleness: object, min_version: object) -> None:
+    """Check what a reader wants.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    check_seconds("max_staleness", max_staleness, 0.0)
+    if min_version is not None and not isinstance(min_version, Version):
+        raise ConfigError("min_version", f"must be a Version or None, not {type(min_version).__name__}")
 
 
 def several(keys: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What loads need of threads in one process: renewal of their leases, and the background (rule P11)."""
+"""What loads need of threads in one process: renewal of leases, the background, and who waits for whom (rule P11)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,62 @@ from contextlib import contextmanager
 from typing import Final
 
 from coherent_cache.core.requests import Lease, RenewReply, RenewRequest, Reply, Request
-from coherent_cache.errors import CoherentCacheError
+from coherent_cache.core.waiting import Flight
+from coherent_cache.errors import CoherentCacheError, LoaderDeadlock
 
 RENEWALS_PER_LEASE: Final = 3
 """How often a lease is renewed in its time, so that one renewal may fail."""
 
 MAX_BACKGROUND: Final = 256
 """Loads in the background at a time; who would begin another one loads in the foreground, or refreshes later."""
+
+
+class Dependencies:
+    """Which thread runs which loaders, and which one waits for which: a loader must not wait for itself."""
+
+    def __init__(self) -> None:
+        """Begin with no loader."""
+        self._lock = threading.Lock()
+        self._waiting: dict[int, Flight] = {}
+
+    @contextmanager
+    def loading(self, flights: Sequence[Flight]) -> Iterator[None]:
+        """Run the loader of these flights in the block."""
+        me = threading.get_ident()
+        with self._lock:
+            for flight in flights:
+                flight.runner = me
+        try:
+            yield
+        finally:
+            with self._lock:
+                for flight in flights:
+                    flight.runner = None
+
+    @contextmanager
+    def waiting(self, flight: Flight | None) -> Iterator[None]:
+        """Wait for a flight in the block; None for something else.
+
+        Raises:
+            LoaderDeadlock: its loader runs in this thread, or waits for one that does. No thread begins to run a loader
+                while it waits, so it is who waits last that closes the circle, and is told.
+        """
+        if flight is None:
+            yield
+            return
+        me = threading.get_ident()
+        with self._lock:
+            at: Flight | None = flight
+            while at is not None and at.runner is not None:
+                if at.runner == me:
+                    raise LoaderDeadlock(flight.key)
+                at = self._waiting.get(at.runner)
+            self._waiting[me] = flight
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._waiting[me]
 
 
 class Renewals:
@@ -58,8 +107,13 @@ class Renewals:
             for lease in leases:
                 self._due[lease] = lease.taken_at + self._lease / RENEWALS_PER_LEASE
             if self._thread is None and not self._stopping:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # no more threads: the next load tries again; these leases last their time
+                    pass
+                else:
+                    self._thread = thread
             elif idle:
                 self._changed.notify()
         try:
@@ -119,13 +173,22 @@ class Background:
         self._stopping = False
 
     def run(self, work: Callable[[], object]) -> bool:
-        """Run ``work``, which raises nothing, in a thread; return False if there are too many, or this was stopped."""
+        """Run ``work``, which raises nothing, in a thread.
+
+        Returns:
+            False if there are too many, no more can be started, or this was stopped.
+        """
         thread = threading.Thread(target=self._run, args=(work,), name=self._name, daemon=True)
         with self._lock:
             if self._stopping or len(self._threads) >= MAX_BACKGROUND:
                 return False
             self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            with self._lock:
+                self._threads.discard(thread)
+            return False
         return True
 
     def _run(self, work: Callable[[], object]) -> None:

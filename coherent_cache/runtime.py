@@ -33,7 +33,7 @@ from coherent_cache.core.requests import (
 )
 from coherent_cache.errors import CacheUnavailable
 from coherent_cache.events import Event, InternalError
-from coherent_cache.loads import Background, Renewals
+from coherent_cache.loads import Background, Dependencies, Renewals
 from coherent_cache.logs import EventLog
 from coherent_cache.remote.scripts import Scripts
 from coherent_cache.remote.subscriber import Subscriber
@@ -156,6 +156,7 @@ class Runtime:
             events=self.events,
         )
         self._renewals = Renewals(self._io.execute, clock, lease=settings.lease, name=f"{name}:renewals")
+        self._dependencies = Dependencies()
         self._background = Background(f"{name}:load")
         self._start_lock = threading.Lock()
         self._started = False
@@ -170,6 +171,10 @@ class Runtime:
             self._check_namespace()
         if self._subscriber.fatal is not None:
             raise self._subscriber.fatal
+        return self._drive(operation)
+
+    def _drive(self, operation: Operation[T]) -> T:
+        """Run an operation in a runtime that was started and found sound."""
         try:
             requests = next(operation)
             while True:
@@ -199,14 +204,17 @@ class Runtime:
         """Do what an operation asks of the front: call a loader, wait, begin something in the background (P11)."""
         match request:
             case LoadRequest():
-                with self._renewals.holding(request.leases):
+                if self.closed:
+                    raise CacheUnavailable("the cache is closed")
+                with self._dependencies.loading(request.flights), self._renewals.holding(request.leases):
                     return Loaded(request.load())
             case WaitRequest():
                 waiter = request.waiter
                 if waiter is not None and not waiter.woken:
                     event = threading.Event()
                     waiter.listen(event.set)
-                    event.wait(None if request.until == inf else max(0.0, request.until - clock()))
+                    with self._dependencies.waiting(request.flight):
+                        event.wait(None if request.until == inf else max(0.0, request.until - clock()))
                 return Woken(waiter is not None and waiter.woken, clock())
             case SpawnRequest():
                 return Spawned(self.spawn(request.operation))
@@ -218,11 +226,12 @@ class Runtime:
         return self._background.run(partial(self._run_alone, operation))
 
     def _run_alone(self, operation: Operation[Any]) -> None:
+        # Whoever began it has passed the checks. If another one refused it here, its flight would never end.
         try:
-            self.run(operation)
+            self._drive(operation)
         except LoaderError:
             pass  # an event has told
-        except Exception as error:  # noqa: BLE001  # nobody waits for it
+        except BaseException as error:  # noqa: BLE001  # this thread has nobody to tell it to
             self.events.emit(InternalError("background load", type(error).__name__))
             self.events.drain()
 
@@ -262,9 +271,11 @@ class Runtime:
             self.closed = True
         if self._started and self.settings.local_enabled:
             self._subscriber.stop(self.settings.timeout + 1)
+        self.instance.wake_all()  # they ask again, and find it closed
         self._background.stop(self.settings.timeout)
         self._renewals.stop(self.settings.timeout + 1)
         self._pool.close()
+        self.instance.wake_all()  # who has begun to wait meanwhile
         self.instance.clear_local()
         self.events.drain()
 

@@ -150,6 +150,11 @@ class Instance:
         """Empty the local tier; return how many entries went."""
         return sum(shard.clear_local() for shard in self.shards)
 
+    def wake_all(self) -> None:
+        """Wake who waits for other instances' loads."""
+        for shard in self.shards:
+            shard.wake_all()
+
     def set_trace(self, enabled: bool) -> None:  # noqa: FBT001
         """Switch the events that come per message or refused fill on or off."""
         for shard in self.shards:

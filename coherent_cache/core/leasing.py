@@ -10,7 +10,7 @@ well; its lease lies in a place of its own, and only keeps others from loading t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from typing import Any, Final, Literal, NamedTuple
 
@@ -29,6 +29,7 @@ from coherent_cache.core.operations import (
     take,
 )
 from coherent_cache.core.requests import (
+    MAX_KEYS_PER_SCRIPT,
     FillRequest,
     Lease,
     LeaseReply,
@@ -44,6 +45,7 @@ from coherent_cache.core.requests import (
 )
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.tokens import Token
+from coherent_cache.core.waiting import Flight
 from coherent_cache.errors import CacheUnavailable
 from coherent_cache.events import LeaseVoided, LoadFailed
 from coherent_cache.keys import check_tags
@@ -143,7 +145,7 @@ class Answer(NamedTuple):
 
 
 def ask_leases(instance: Instance, keys: Sequence[str], *, version: int = 0) -> Operation[list[Answer]]:
-    """Ask for values, and where there are none for the right to load them, in one round trip (P11).
+    """Ask for values, and where there are none for the right to load them, in one round trip per 1,000 (P11).
 
     Whoever wants to be woken when another lease ends registers before.
 
@@ -156,6 +158,17 @@ def ask_leases(instance: Instance, keys: Sequence[str], *, version: int = 0) -> 
         ForeignValue: bytes of another program are there.
         CacheUnavailable: Redis refused or is away.
     """
+    answers: list[Answer] = []
+    try:
+        for start in range(0, len(keys), MAX_KEYS_PER_SCRIPT):
+            yield from _ask_leases(instance, keys[start : start + MAX_KEYS_PER_SCRIPT], version, answers)
+    except Exception:
+        yield from give_up(answer.lease for answer in answers if answer.lease is not None)
+        raise
+    return answers
+
+
+def _ask_leases(instance: Instance, keys: Sequence[str], version: int, answers: list[Answer]) -> Operation[None]:
     lease_ms, over_foreign = max(1, round(instance.settings.lease * 1000)), instance.settings.on_foreign == "miss"
     asked: list[tuple[Shard, KeyFacts, LeaseRequest]] = []
     for key in keys:
@@ -163,7 +176,6 @@ def ask_leases(instance: Instance, keys: Sequence[str], *, version: int = 0) -> 
         shard = instance.shard_of(facts[0])
         parts = coded_prefix(facts[1], CODE_LEASE), encode_content((), instance.rng.randbytes(TOKEN_BYTES))
         asked.append((shard, facts, LeaseRequest(shard.index, key, parts, lease_ms, version, over_foreign)))
-    answers: list[Answer] = []
     tokens: list[tuple[Shard, Token]] = []
     try:
         tokens += [(shard, shard.register((request.key,))) for shard, _, request in asked]
@@ -174,7 +186,6 @@ def ask_leases(instance: Instance, keys: Sequence[str], *, version: int = 0) -> 
     finally:
         for shard, token in tokens:
             shard.release(token)
-    return answers
 
 
 def _judge(
@@ -220,22 +231,30 @@ class Patience:
 
 
 def give_up(leases: Iterable[Lease]) -> Operation[None]:
-    """Give leases up. If that fails they end by themselves: what brought us here counts more."""
-    for lease in leases:
-        request = (
-            RenewRequest(lease.shard, lease, 0) if lease.version else ReleaseRequest(lease.shard, (lease.key,), lease)
-        )
-        try:
-            yield (request,)
-        except CacheUnavailable:
-            continue
+    """Give leases up, in one round trip per 1,000.
+
+    If that fails they end by themselves: what brought us here counts more.
+    """
+    requests: list[ReleaseRequest | RenewRequest] = [
+        RenewRequest(lease.shard, lease, 0) if lease.version else ReleaseRequest(lease.shard, (lease.key,), lease)
+        for lease in leases
+    ]
+    try:
+        for start in range(0, len(requests), MAX_KEYS_PER_SCRIPT):
+            yield requests[start : start + MAX_KEYS_PER_SCRIPT]
+    except CacheUnavailable:
+        pass
 
 
 # -- loads and fills ---------------------------------------------------------------------------------------------------
 
 
 def call_loader(
-    instance: Instance, keys: Sequence[str], load: Callable[[], Any], leases: Sequence[Lease]
+    instance: Instance,
+    keys: Sequence[str],
+    load: Callable[[], Any],
+    leases: Sequence[Lease],
+    flights: Sequence[Flight] = (),
 ) -> Operation[Any]:
     """Let the front call a loader while it renews the leases; return what it returned.
 
@@ -244,7 +263,7 @@ def call_loader(
     """
     instance.counters.loads += 1
     try:
-        (loaded,) = yield (LoadRequest(load, tuple(leases)),)
+        (loaded,) = yield (LoadRequest(load, tuple(leases), tuple(flights)),)
     except GeneratorExit:
         raise
     except Exception as error:  # noqa: BLE001  # user code
@@ -303,12 +322,24 @@ def prepare_fill(
     return Fill(key, value, payload, tags, ttl)
 
 
-def store_fills(instance: Instance, fills: Collection[tuple[Fill, Lease]]) -> Operation[dict[str, Stored]]:
-    """Store what was loaded, in one round trip, where the leases hold; return what was stored, by key.
+def store_fills(instance: Instance, fills: Sequence[tuple[Fill, Lease]]) -> Operation[dict[str, Stored]]:
+    """Store what was loaded, in one round trip per 1,000, where the leases hold; return what was stored, by key.
 
     What is not stored is counted and told, and what is left of its lease goes. So it does if Redis is away: the caller
     has its value.
     """
+    stored: dict[str, Stored] = {}
+    try:
+        for start in range(0, len(fills), MAX_KEYS_PER_SCRIPT):
+            yield from _store_fills(instance, fills[start : start + MAX_KEYS_PER_SCRIPT], stored)
+    except CacheUnavailable:
+        pass
+    # A lease may still lie there, if it was a tag that voided it: nobody is to wait for it.
+    yield from give_up(lease for fill, lease in fills if fill.key not in stored)
+    return stored
+
+
+def _store_fills(instance: Instance, fills: Sequence[tuple[Fill, Lease]], stored: dict[str, Stored]) -> Operation[None]:
     asked: list[tuple[Shard, KeyFacts, Fill, FillRequest]] = []
     for fill, lease in fills:
         facts = instance.facts(fill.key)
@@ -318,7 +349,6 @@ def store_fills(instance: Instance, fills: Collection[tuple[Fill, Lease]]) -> Op
             parts = envelope_parts(instance, facts[1], fill.payload, fill.tags)
         request = FillRequest(lease.shard, (fill.key,), parts, milliseconds(fill.ttl), fill.tags, lease)
         asked.append((instance.shards[lease.shard], facts, fill, request))
-    stored: dict[str, Stored] = {}
     tokens: list[tuple[Shard, Token]] = []
     try:
         tokens += [(shard, shard.register(request.keys)) for shard, _, _, request in asked]
@@ -334,14 +364,10 @@ def store_fills(instance: Instance, fills: Collection[tuple[Fill, Lease]]) -> Op
     except BaseException as error:
         for shard, _, _, request in asked:
             distrust_if_ambiguous(shard, error, request.keys)
-        if not isinstance(error, CacheUnavailable):
-            raise
+        raise
     finally:
         for shard, token in tokens:
             shard.release(token)
-    # A lease may still lie there, if it was a tag that voided it: nobody is to wait for it.
-    yield from give_up(lease for fill, lease in fills if fill.key not in stored)
-    return stored
 
 
 def _absorb(

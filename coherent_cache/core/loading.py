@@ -102,7 +102,7 @@ def get_or_set(instance: Instance, call: LoadCall) -> Operation[Result | None]:
         instance.flights.remember_error(call.key, failure, told.now + options.error_ttl, told.now)
     if options.fail_safe is not None:
         shard = instance.shard_of(instance.facts(call.key)[0])
-        kept = shard.last_known(call.key, told.now)
+        kept = shard.last_known(call.key, told.now, call.least)
         if kept is not None:
             kept.retry_at = told.now + options.throttle
             return _stale(instance, call, kept, cause)
@@ -111,7 +111,8 @@ def get_or_set(instance: Instance, call: LoadCall) -> Operation[Result | None]:
 
 def throttled(instance: Instance, call: LoadCall) -> Result | None:
     """Return a key's last known value while no other attempt to load it is to be made, else None."""
-    kept = instance.shard_of(instance.facts(call.key)[0]).last_known(call.key, call.asked_at)
+    shard = instance.shard_of(instance.facts(call.key)[0])
+    kept = shard.last_known(call.key, call.asked_at, call.least)
     return None if kept is None or kept.retry_at <= call.asked_at else _stale(instance, call, kept, "throttle")
 
 
@@ -130,10 +131,18 @@ def _get_or_set(instance: Instance, call: LoadCall) -> Operation[Result | None]:
         if not options.timed:
             return (yield from operation)
         waiter = instance.flights.attend(flight)
-        (spawned,) = yield (SpawnRequest(operation),)
+        try:
+            (spawned,) = yield (SpawnRequest(operation),)
+        except BaseException:
+            instance.flights.end(flight)  # whether or not it runs: nobody is to wait for what may never end
+            raise
         assert isinstance(spawned, Spawned)
         if not spawned.running:
             return (yield from operation)
+        result = yield from _follow(instance, shard, call, flight, waiter, early=early)
+        if flight.interruption is not None:
+            raise flight.interruption
+        return result
     return (yield from _follow(instance, shard, call, flight, waiter, early=early))
 
 
@@ -154,10 +163,10 @@ def _follow(
     """Wait for a flight; return its value, a last known one, or None to look again."""
     options = call.options
     ends = inf if options.hard_timeout is None else call.asked_at + options.hard_timeout
-    kept = None if options.soft_timeout is None else shard.last_known(call.key, call.asked_at)
+    kept = None if options.soft_timeout is None else shard.last_known(call.key, call.asked_at, call.least)
     if kept is not None and options.soft_timeout is not None:
         ends = call.asked_at + options.soft_timeout
-    (woken,) = yield (WaitRequest(waiter, ends),)
+    (woken,) = yield (WaitRequest(waiter, ends, flight),)
     assert isinstance(woken, Woken)
     if not flight.done:
         if kept is not None:
@@ -189,8 +198,8 @@ def _fly(instance: Instance, shard: Shard, call: LoadCall, flight: Flight) -> Op
     except Exception as error:
         end(flight, error=error)
         raise
-    except BaseException:
-        end(flight)  # this thread is interrupted, not those that wait: they look again
+    except BaseException as error:
+        end(flight, interruption=error)  # this thread is interrupted, not those that wait: they look again
         raise
     end(flight, payload=payload, nothing=result.value is MISSING and result.tier == "loader")
     return result
@@ -209,7 +218,7 @@ def _lead(instance: Instance, shard: Shard, call: LoadCall, flight: Flight) -> O
     if isinstance(leased, Result):
         return leased, None
     instance.flights.begin_load(flight)
-    return (yield from _load(instance, call, leased))
+    return (yield from _load(instance, call, leased, (flight,)))
 
 
 # -- in the fleet ------------------------------------------------------------------------------------------------------
@@ -240,12 +249,14 @@ def _lease(instance: Instance, shard: Shard, call: LoadCall) -> Operation[Result
             shard.stop_waiting(key, waiter)
 
 
-def _load(instance: Instance, call: LoadCall, lease: Lease | None) -> Operation[tuple[Result, bytes | None]]:
+def _load(
+    instance: Instance, call: LoadCall, lease: Lease | None, flights: tuple[Flight, ...] = ()
+) -> Operation[tuple[Result, bytes | None]]:
     """Call the loader, and fill if there is a lease. A lease does not outlive what happens here."""
     key, options = call.key, call.options
     context = LoadContext(key, options.ttl, options.tags)
     leases = () if lease is None else (lease,)
-    value = yield from call_loader(instance, (key,), partial(call.loader, context), leases)
+    value = yield from call_loader(instance, (key,), partial(call.loader, context), leases, flights)
     try:
         fill = prepare_fill(instance, key, value, context.ttl, context.tags, options)
     except Exception as error:

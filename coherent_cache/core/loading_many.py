@@ -31,8 +31,6 @@ from coherent_cache.core.waiting import Flight, Waiter
 from coherent_cache.errors import CacheUnavailable, ConfigError
 
 Loader = Callable[[list[str]], Mapping[str, Any]]
-Waits = list[tuple[Waiter, float]]
-"""Who is to be waited for, and until when in seconds of the local clock."""
 
 
 def get_or_set_many(
@@ -65,7 +63,7 @@ def _round(
     flights = instance.flights
     mine: dict[str, Flight] = {}
     values: dict[str, Any] = {}
-    waits: Waits = []
+    waits: list[WaitRequest] = []
     registered: list[tuple[Shard, str, Waiter]] = []
     joined: list[Flight] = []
     try:
@@ -76,27 +74,31 @@ def _round(
                 shard = instance.shard_of(instance.facts(key)[0])
                 registered.append((shard, key, shard.await_key(key)))
             else:
-                waits.append((waiter, inf))
+                waits.append(WaitRequest(waiter, inf, flight))
                 joined.append(flight)
         try:
             if mine:
                 values = yield from _lead(instance, mine, registered, loader, options, patience, waits)
         except Exception as error:  # noqa: BLE001  # it is raised below
-            for flight in mine.values():
-                flights.end(flight, error=error)
+            _end(instance, mine, error)
             raise _plain(error) from None
-        finally:
-            for flight in mine.values():
-                flights.end(flight)
-        for waiter, until in waits:
-            yield (WaitRequest(waiter, until),)
+        _end(instance, mine)
+        for wait in waits:
+            yield (wait,)
         for flight in joined:
             if flight.error is not None:
                 raise _plain(flight.error)
     finally:
+        _end(instance, mine)  # also of those that were interrupted before they asked for anything
         for shard, key, waiter in registered:
             shard.stop_waiting(key, waiter)
     return values
+
+
+def _end(instance: Instance, mine: Mapping[str, Flight], error: Exception | None = None) -> None:
+    """End those of our flights that have not ended yet."""
+    for flight in mine.values():
+        instance.flights.end(flight, error=error)
 
 
 def _plain(error: Exception) -> Exception:
@@ -110,7 +112,7 @@ def _lead(
     loader: Loader,
     options: LoadOptions,
     patience: Patience,
-    waits: Waits,
+    waits: list[WaitRequest],
 ) -> Operation[dict[str, Any]]:
     """Get the leases of our flights and load what they are for; add to ``waits`` who holds the others."""
     values: dict[str, Any] = {}
@@ -132,7 +134,7 @@ def _lead(
             if until is None:
                 leases[key] = None
             else:
-                waits.append((waiter, until))
+                waits.append(WaitRequest(waiter, until))
                 instance.flights.end(mine[key])
     if leases:
         for key in leases:
@@ -150,7 +152,7 @@ def _load(
 ) -> Operation[dict[str, Any]]:
     held = [lease for lease in leases.values() if lease is not None]
     keys = list(leases)
-    loaded = yield from call_loader(instance, keys, partial(loader, list(keys)), held)
+    loaded = yield from call_loader(instance, keys, partial(loader, list(keys)), held, [mine[key] for key in keys])
     fills: dict[str, Fill | None] = {}
     try:
         values = _checked(keys, loaded)
@@ -174,7 +176,8 @@ def _checked(keys: Sequence[str], loaded: object) -> dict[str, Any]:
     """Return what a loader returned for each key, MISSING for what it left out."""
     if not isinstance(loaded, Mapping):
         raise ConfigError("loader", f"must return a mapping of keys to values, not {type(loaded).__name__}")
-    unasked = [key for key in loaded if key not in keys]
+    asked = frozenset(keys)
+    unasked = [key for key in loaded if key not in asked]
     if unasked:
         raise ConfigError("loader", f"returned {len(unasked)} keys that it was not asked for, e.g. {unasked[0]!r:.60}")
     return {key: loaded.get(key, MISSING) for key in keys}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeVar
 
-from coherent_cache.core.waiting import Waiter
+from coherent_cache.core.waiting import Flight, Waiter
 from coherent_cache.wire import Kind
 
 MAX_KEYS_PER_SCRIPT: Final = 1000
@@ -277,10 +277,12 @@ class LoadRequest(NamedTuple):
     Attributes:
         load: calls the loader.
         leases: to be renewed until it returns.
+        flights: that end by it.
     """
 
     load: Callable[[], Any]
     leases: tuple[Lease, ...]
+    flights: tuple[Flight, ...] = ()
 
 
 class Loaded(NamedTuple):
@@ -295,10 +297,12 @@ class WaitRequest(NamedTuple):
     Attributes:
         waiter: is woken by others; None to be told the time.
         until: local clock in seconds when the wait ends in any case.
+        flight: the flight whose end is waited for, if it is one.
     """
 
     waiter: Waiter | None
     until: float
+    flight: Flight | None = None
 
 
 class Woken(NamedTuple):

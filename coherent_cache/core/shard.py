@@ -40,6 +40,7 @@ from coherent_cache.events import (
     Resynced,
     StateChanged,
 )
+from coherent_cache.versions import Version
 from coherent_cache.wire import Kind, Message, SyncReply, WireError, decode_message
 
 PAST_EPOCHS: Final = 8
@@ -234,6 +235,11 @@ class Shard:
         with self._lock:
             self._waiters.release(key, waiter)
 
+    def wake_all(self) -> None:
+        """Wake everybody who waits for a key."""
+        with self._lock:
+            self._waiters.wake_all()
+
     def keep(self, key: str, seconds: float, now: float) -> None:
         """Keep what the tier holds of a key as its last known value, some seconds beyond its time."""
         with self._lock:
@@ -241,10 +247,21 @@ class Shard:
             if entry is not None and not entry.is_expired(now):
                 self.kept.insert(key, KeptEntry(entry, seconds), now)
 
-    def last_known(self, key: str, now: float) -> KeptEntry | None:
-        """Return the last known value of a key, None if there is none that may be served at ``now``."""
-        entry = self.kept.entries.get(key)
-        return entry if isinstance(entry, KeptEntry) and not entry.is_expired(now) else None
+    def last_known(self, key: str, now: float, least: Version | None = None) -> KeptEntry | None:
+        """Return the last known value of a key, None if there is none that may be served at ``now``.
+
+        Args:
+            key: user key.
+            now: local clock in seconds.
+            least: it must not be older than this version; one whose own version a flush has forgotten counts as older.
+                Another epoch has no order with it (P9).
+        """
+        with self._lock:
+            entry = self.kept.entries.get(key)
+            if not isinstance(entry, KeptEntry) or entry.is_expired(now):
+                return None
+            older = least is not None and least.epoch == self.epoch and entry.seq < least.seq
+            return None if older else entry
 
     def distrust_keys(self, keys: Iterable[str]) -> None:
         """After a write whose outcome is unknown: whatever is here, or on its way here, may be outdated (review A8)."""
@@ -346,6 +363,7 @@ class Shard:
                 # Entries above the proven position may stem from a history that a failover discarded (review A5).
                 assert self.position is not None
                 dropped = self.tier.drop_above(self.position)
+                self._forget_versions(above=self.position)
                 for message in missed:
                     if self._evict(message):
                         self._counters.applied += 1
@@ -560,9 +578,7 @@ class Shard:
         if cause is not RemovalCause.FLUSHED:
             self.kept.remove_all(cause)
         else:
-            # Numbers may be handed out again from here on: any version that is heard of is newer.
-            for entry in self.kept.entries.values():
-                entry.seq = 0
+            self._forget_versions(above=0)
         old = self.tier
         dropped = len(old)
         new = old.replacement(cause)
@@ -570,6 +586,12 @@ class Shard:
             new.horizon, new.valid_until = old.horizon, old.valid_until
         self.tier = new
         return dropped
+
+    def _forget_versions(self, *, above: int) -> None:
+        """Numbers above this one may be handed out again: any that is heard of is newer than a last known value."""
+        for entry in self.kept.entries.values():
+            if entry.seq > above:
+                entry.seq = 0
 
     def _change(self, trigger: Trigger, cause: str) -> None:
         old = self.state

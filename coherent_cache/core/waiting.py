@@ -87,9 +87,12 @@ class Flight:
         error: what the loader raised, or why it could not be called.
         payload: what the loader returned, in this instance's codec; None if it is not known or there is no such thing.
         nothing: whether the loader said that there is no such thing.
+        runner: whoever is just running its loader, as the front names them: no loader may wait for itself.
+        interruption: what interrupted its thread, such as SystemExit: for the caller alone that had it run in the
+            background.
     """
 
-    __slots__ = ("begun", "done", "error", "key", "nothing", "payload", "waiters")
+    __slots__ = ("begun", "done", "error", "interruption", "key", "nothing", "payload", "runner", "waiters")
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -98,6 +101,8 @@ class Flight:
         self.error: Exception | None = None
         self.payload: bytes | None = None
         self.nothing = False
+        self.interruption: BaseException | None = None
+        self.runner: int | None = None
         self.waiters: list[Waiter] = []
 
 
@@ -147,13 +152,20 @@ class Flights:
             flight.begun = True
 
     def end(
-        self, flight: Flight, *, payload: bytes | None = None, nothing: bool = False, error: Exception | None = None
+        self,
+        flight: Flight,
+        *,
+        payload: bytes | None = None,
+        nothing: bool = False,
+        error: Exception | None = None,
+        interruption: BaseException | None = None,
     ) -> None:
         """End a flight and wake who waits for it. A second call does nothing."""
         with self._lock:
             if flight.done:
                 return
             flight.payload, flight.nothing, flight.error, flight.done = payload, nothing, error, True
+            flight.interruption = interruption
             del self._flights[flight.key]
             waiters = flight.waiters
         for waiter in waiters:

@@ -14,6 +14,7 @@ from coherent_cache import (
     ConfigError,
     InvalidKey,
     LoadContext,
+    LoaderDeadlock,
     LoaderTimeout,
     LoadResult,
     SerializationError,
@@ -674,6 +675,126 @@ def test_an_error_of_the_loader_of_many_leaves_nothing(cache):
     assert cache.get_or_set_many(["a", "b"], lambda keys: dict.fromkeys(keys, 1)) == {"a": 1, "b": 1}
 
 
+# -- loaders that ask the cache ----------------------------------------------------------------------------------------
+
+
+def test_a_loader_that_asks_for_its_own_key_is_told_at_once(cache):
+    with pytest.raises(LoaderDeadlock) as caught:
+        cache.get_or_set("k", lambda: cache.get_or_set("k", never))
+    assert caught.value.key == "k"
+    with pytest.raises(LoaderDeadlock):
+        cache.get_or_set("k", lambda: cache.get_or_set("k", never), hard_timeout=PATIENCE)
+    with pytest.raises(LoaderDeadlock):
+        cache.get_or_set_many(["j", "k"], lambda _: cache.get_or_set_many(["k", "l"], dict.fromkeys))
+    assert cache.get_or_set("k", lambda: 1) == 1, "nothing is left behind"
+
+
+def test_a_loader_may_ask_for_other_keys(cache):
+    assert cache.get_or_set("k", lambda: cache.get_or_set("l", lambda: 1) + 1, hard_timeout=PATIENCE) == 2
+    assert cache.get_or_set("k", never) == 2
+    assert cache.get_or_set("l", never) == 1
+
+
+def test_two_loaders_that_ask_for_each_others_keys_do_not_wait_for_ever(cache, threads):
+    together = threading.Barrier(2)
+
+    def ask(key, other):
+        def loader():
+            together.wait(PATIENCE)
+            return cache.get_or_set(other, never)
+
+        return cache.get_or_set(key, loader)
+
+    threads.start(partial(ask, "k", "l"))
+    threads.start(partial(ask, "l", "k"))
+    assert threads.join() == []
+    assert [type(error) for error in threads.errors] == [LoaderDeadlock] * 2, (
+        "one is told, the other one gets its error"
+    )
+
+
+# -- what ends otherwise than usual ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interruption", [SystemExit, KeyboardInterrupt])
+def test_a_loader_that_is_interrupted_in_the_background_interrupts_its_caller(cache, interruption):
+    loader = Mock(side_effect=interruption)
+    with pytest.raises(interruption):
+        cache.get_or_set("k", loader, hard_timeout=PATIENCE)
+    assert loader.call_count == 1
+    assert cache.get_or_set("k", lambda: 1, hard_timeout=PATIENCE) == 1
+
+
+def test_without_more_threads_loads_go_on_in_the_foreground(cache, monkeypatch):
+    def exhausted(_thread):
+        raise RuntimeError("can't start new thread")
+
+    cache.set("j", "old", ttl=50)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", exhausted)
+        assert cache.get_or_set("k", lambda: 1, hard_timeout=PATIENCE) == 1
+        assert cache.get_or_set("j", never, ttl=100, refresh_ahead=0.9, throttle=0) == "old"
+    assert cache.get_or_set("l", lambda: 2, hard_timeout=PATIENCE) == 2
+    assert cache._runtime._renewals._thread is not None, "later ones are renewed"
+    assert cache.get_or_set("j", lambda: "new", ttl=100, refresh_ahead=0.9) == "old"
+    eventually(lambda: cache.get("j") == "new", "it is refreshed when there are threads again")
+
+
+def test_who_waits_elsewhere_is_told_when_the_cache_is_closed_and_loads_nothing(make, threads):
+    here, there = make(lease=60), make(lease=60)
+    loader = Slow()
+    threads.start(partial(here.get_or_set, "k", loader))
+    assert loader.begun.wait(PATIENCE)
+    waiting = Threads()
+    waiting.start(partial(there.get_or_set, "k", never))
+    eventually(lambda: there._shard._waiters, "it waits")
+    there.close()
+    assert waiting.join() == []
+    (error,) = waiting.errors
+    assert isinstance(error, CacheUnavailable)
+    assert "closed" in str(error)
+    loader.go_on.set()
+
+
+def test_leases_are_given_up_in_one_round_trip(cache, monkeypatch):
+    def away(keys):
+        monkeypatch.setattr(cache._runtime._io, "execute", execute)
+        raise Outage
+
+    execute = Mock(side_effect=CacheUnavailable("no answer in time"))
+    with pytest.raises(Outage):
+        cache.get_or_set_many([f"k{number}" for number in range(50)], away)
+    assert execute.call_count == 1, "each attempt may take as long as the time-out"
+
+
+def test_get_or_set_many_asks_for_1000_at_a_time(cache, monkeypatch):
+    execute = Mock(wraps=cache._runtime._io.execute)
+    monkeypatch.setattr(cache._runtime._io, "execute", execute)
+    keys = [f"k{number}" for number in range(2001)]
+    assert cache.get_or_set_many(keys, lambda asked: dict.fromkeys(asked, 1)) == dict.fromkeys(keys, 1)
+    sizes = [len(call.args[0]) for call in execute.call_args_list]
+    assert sizes == [3, 1000, 1000, 1, 1000, 1000, 1], "reads, leases, fills"
+
+
+def test_leases_do_not_outlive_a_failure_to_get_the_others(make, monkeypatch):
+    here, there = make(lease=60), make(lease=60)
+    execute = here._runtime._io.execute
+    asked = []
+
+    def fail_later(requests):
+        asked.append(type(requests[0]).__name__)
+        if asked[-2:] == ["LeaseRequest", "LeaseRequest"]:
+            raise CacheUnavailable("no answer in time", maybe_applied=True)
+        return execute(requests)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(here._runtime._io, "execute", fail_later)
+        with pytest.raises(CacheUnavailable):
+            here.get_or_set_many([f"k{number}" for number in range(1001)], never)
+    assert asked[-2:] == ["LeaseRequest", "ReleaseRequest"]
+    assert there.get_or_set("k0", lambda: 1) == 1, "at once"
+
+
 # -- reads that want more ----------------------------------------------------------------------------------------------
 
 
@@ -704,6 +825,37 @@ def test_min_version_reads_what_was_written_elsewhere(make):
         assert here.get("k", min_version=version) == 2
     assert here.get("k") == 2
     assert here.get_or_set("k", never, min_version=version) == 2
+
+
+def test_the_version_of_a_local_hit_is_of_the_history_that_it_was_in(cache, monkeypatch):
+    version = cache.set("k", 1)
+    find = cache._find
+
+    def then_the_history_is_lost(*arguments):
+        found = find(*arguments)
+        monkeypatch.setattr(cache, "_find", find)
+        with cache._shard._lock:
+            cache._shard._forget("a test")
+        return found
+
+    monkeypatch.setattr(cache, "_find", then_the_history_is_lost)
+    assert cache.get_or_set_entry("k", never).version == version
+
+
+def test_min_version_is_a_bound_for_stale_values_as_well(make):
+    here, there = make(), make()
+    assert here.get_or_set("k", lambda: "old", ttl=0.05, fail_safe=100) == "old"
+    eventually(lambda: here.get("k") is None, "its time is over")
+    with here._shard._lock:  # its messages wait
+        threads = Threads()
+        threads.start(lambda: there.set("k", "new", ttl=0.001))
+        (version,) = threads.join()
+        eventually(lambda: there.get("k", max_staleness=0) is None, "its time is over, too")
+        with pytest.raises(Outage):
+            here.get_or_set("k", outage, fail_safe=100, min_version=version)
+        assert here.get_or_set("k", outage, fail_safe=100) == "old"
+        with pytest.raises(Outage):
+            here.get_or_set("k", outage, fail_safe=100, min_version=version)
 
 
 def test_min_version_of_what_redis_has_lost_counts_as_absent(cache):
@@ -746,6 +898,13 @@ def test_an_unknown_option_is_refused(cache):
     for call in (cache.get_or_set, cache.get_or_set_entry):
         with pytest.raises(TypeError, match="'tll' is no option of a load; there are ttl, "):
             call("k", never, tll=5)
+
+
+@pytest.mark.parametrize(("option", "value"), [("max_staleness", -1), ("min_version", 7)])
+def test_a_bad_option_is_refused_as_well_if_the_local_tier_is_not_read(cache, option, value):
+    with pytest.raises(ConfigError) as caught:
+        cache.get_or_set("k", never, skip_local=True, **{option: value})
+    assert caught.value.option == option
 
 
 def test_options_that_need_each_other(make):

@@ -17,6 +17,7 @@ from coherent_cache.errors import (
     ConfigError,
     ForeignValue,
     InvalidKey,
+    LoaderDeadlock,
     LoaderTimeout,
     NamespaceMismatch,
     NotCoherent,
@@ -38,6 +39,7 @@ EXAMPLES = {
     ValueTooLarge: ValueTooLarge("k", 2048, 1024),
     VersionConflict: VersionConflict("k", V1, V2),
     LoaderTimeout: LoaderTimeout("k", 1.5),
+    LoaderDeadlock: LoaderDeadlock("k"),
     CacheUnavailable: CacheUnavailable("away", maybe_applied=True, applied_keys=("a", "b")),
     NotCoherent: NotCoherent(7.5),
     NamespaceMismatch: NamespaceMismatch("shop", "1/2", "1/1"),
@@ -75,7 +77,7 @@ def test_the_docstring_draws_every_class_under_its_parent():
     }
 
     assert drawn_tree() == real
-    assert len(real) == 12
+    assert len(real) == 13
 
 
 def test_every_class_has_an_example_here():
@@ -97,6 +99,7 @@ def test_every_error_belongs_to_the_root_and_says_what_it_means(kind):
         (SerializationError, TypeError),
         (ValueTooLarge, TypeError),
         (LoaderTimeout, TimeoutError),
+        (LoaderDeadlock, RuntimeError),
     ],
 )
 def test_some_are_builtin_errors_too(kind, builtin):

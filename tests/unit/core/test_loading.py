@@ -123,7 +123,7 @@ def test_a_loader_that_raises_gives_the_lease_up_and_tells(world):
     a, b = world
     flight = until(load(a, KeyError("row")), LoadRequest)
     waiting = until(load(b, "mine"), WaitRequest)
-    (waiter, _), _ = waiting.requests[0], None
+    waiter = waiting.requests[0].waiter
     flight.finish()
     assert isinstance(flight.requests[0], ReleaseRequest)
     with pytest.raises(KeyError):
@@ -764,3 +764,12 @@ def test_messages_of_leases_that_were_given_up_evict_nothing(world):
     a.settle()
     assert a.hit("k") == "v"
     assert encode_content((), b"") == b"\x90\xc4\x00"
+
+
+def test_a_flight_that_cannot_be_handed_over_ends(world):
+    a, _ = world
+    first = load(a, "v", hard_timeout=5.0).finish()
+    with pytest.raises(MemoryError):
+        first.fail(MemoryError())
+    assert len(a.instance.flights) == 0
+    assert load(a, "v").run().value == "v"

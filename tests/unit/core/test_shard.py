@@ -25,6 +25,7 @@ from coherent_cache.events import (
     Resynced,
     StateChanged,
 )
+from coherent_cache.versions import Version
 from coherent_cache.wire import Kind
 from tests.unit.core.model import (
     EPOCH,
@@ -999,6 +1000,17 @@ def test_p6_a5_entries_above_the_proven_position_go(bench):
     assert bench.held() == {"k": 10}
     assert bench.removed() == {"unproven": 1}
     assert bench.of(Resynced)[-1].dropped == 1
+
+
+def test_p6_a5_a_last_known_value_above_the_proven_position_is_older_than_whatever_is_heard(bench):
+    bench.fill(("ahead", 12), reply=write_reply(12))
+    bench.shard.keep("ahead", 100.0, NOW)
+    bench.doubt("cut")
+    bench.resync(10)
+    assert bench.shard.last_known("ahead", NOW) is not None, "it is served as stale only"
+    assert bench.shard.last_known("ahead", NOW, Version(EPOCH, 1)) is None
+    assert bench.apply(SET, 11, "ahead")
+    assert bench.shard.last_known("ahead", NOW) is None
 
 
 def test_p6_a5_entries_above_the_proven_position_go_before_a_replay(bench):

@@ -773,3 +773,25 @@ def test_a_flight_that_cannot_be_handed_over_ends(world):
         first.fail(MemoryError())
     assert len(a.instance.flights) == 0
     assert load(a, "v").run().value == "v"
+
+
+def test_what_interrupts_a_load_in_the_background_interrupts_who_began_it_and_nobody_else(world):
+    a, _ = world
+    first = until(load(a, "v", hard_timeout=5.0), WaitRequest)
+    other = until(load(a, "mine"), WaitRequest)
+    background = until(a.spawned.pop(), LoadRequest)
+    with pytest.raises(SystemExit):
+        background.fail(SystemExit()).run()
+    with pytest.raises(SystemExit):
+        first.finish()
+    assert other.run() is None, "it looks again"
+
+
+def test_who_waits_for_others_is_woken_when_it_is_over(world):
+    a, b = world
+    loading_there = until(load(b, "v"), LoadRequest)
+    waiting = until(load(a, "mine"), WaitRequest)
+    a.instance.wake_all()
+    assert waiting.requests[0].waiter.woken
+    loading_there.run()
+    assert waiting.run().value == "v"

@@ -1005,10 +1005,13 @@ def test_p6_a5_entries_above_the_proven_position_go(bench):
 def test_p6_a5_a_last_known_value_above_the_proven_position_is_older_than_whatever_is_heard(bench):
     bench.fill(("ahead", 12), reply=write_reply(12))
     bench.shard.keep("ahead", 100.0, NOW)
+    bench.fill(("k", 10))
+    bench.shard.keep("k", 100.0, NOW)
     bench.doubt("cut")
     bench.resync(10)
     assert bench.shard.last_known("ahead", NOW) is not None, "it is served as stale only"
     assert bench.shard.last_known("ahead", NOW, Version(EPOCH, 1)) is None
+    assert bench.shard.last_known("k", NOW, Version(EPOCH, 10)) is not None, "proven"
     assert bench.apply(SET, 11, "ahead")
     assert bench.shard.last_known("ahead", NOW) is None
 

@@ -8,6 +8,7 @@ from coherent_cache.lazy import lazily
 if TYPE_CHECKING:
     from coherent_cache.batch import Batch, BatchResult
     from coherent_cache.cache import CacheEntry, CoherentCache
+    from coherent_cache.core.acknowledging import Acknowledgement
     from coherent_cache.core.batching import BatchItem
     from coherent_cache.core.load_options import LoadContext
     from coherent_cache.core.operations import MISSING
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT",
     "MISSING",
+    "Acknowledgement",
     "Batch",
     "BatchItem",
     "BatchResult",

@@ -6,14 +6,16 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from random import Random
-from typing import Any, Final, Literal, Unpack, cast
+from typing import Any, Final, Literal, Unpack, cast, overload
 
 from coherent_cache import config
 from coherent_cache.batch import Batch
-from coherent_cache.config import Settings, check_instance_id, check_ttl
+from coherent_cache.config import Settings, check_instance_id, check_seconds, check_ttl
 from coherent_cache.core import operations
+from coherent_cache.core.acknowledging import Acknowledgement, Write, acknowledge
 from coherent_cache.core.entries import Entry
 from coherent_cache.core.leasing import is_older
 from coherent_cache.core.local_tier import LocalTier
@@ -339,6 +341,7 @@ class CoherentCache(LoadingFront):
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
+    @overload
     def set(
         self,
         key: str,
@@ -347,7 +350,31 @@ class CoherentCache(LoadingFront):
         ttl: float | Default | None = DEFAULT,
         tags: Iterable[str] = (),
         if_version: Version | Missing | None = None,
-    ) -> Version:
+        wait: None = None,
+    ) -> Version: ...
+
+    @overload
+    def set(
+        self,
+        key: str,
+        value: Any,
+        *,
+        ttl: float | Default | None = DEFAULT,
+        tags: Iterable[str] = (),
+        if_version: Version | Missing | None = None,
+        wait: float,
+    ) -> Acknowledgement: ...
+
+    def set(
+        self,
+        key: str,
+        value: Any,
+        *,
+        ttl: float | Default | None = DEFAULT,
+        tags: Iterable[str] = (),
+        if_version: Version | Missing | None = None,
+        wait: float | None = None,
+    ) -> Version | Acknowledgement:
         """Store a value in Redis, tell all peers, keep it locally; return its version (P1).
 
         Args:
@@ -356,6 +383,13 @@ class CoherentCache(LoadingFront):
             ttl: seconds until it expires, from 0.001; None for never; default as the cache was configured.
             tags: :meth:`invalidate_tags` with one of them makes the value absent.
             if_version: store only if the present value has this version; ``MISSING``: only if there is none.
+            wait: seconds to wait, at most, until no instance can serve an older value any more (P12); the result then
+                tells how that went. Normally that takes a round trip, at most the longest ``max_staleness`` of all
+                instances (``stale_limit`` with ``serve_stale``) and a margin. Without a local tier it always takes that
+                long.
+
+        Returns:
+            The version; with ``wait``, an :class:`Acknowledgement`.
 
         Raises:
             InvalidKey, SerializationError, ValueTooLarge, ConfigError: before anything is sent.
@@ -365,16 +399,12 @@ class CoherentCache(LoadingFront):
         if type(key) is not str:
             check_key(key)
         runtime = self._runtime
-        return runtime.run(
-            operations.store_one(
-                runtime.instance,
-                key,
-                value,
-                ttl=self._settings.ttl if ttl is DEFAULT else self._ttl(ttl),
-                tags=tags,
-                condition=None if if_version is None else _condition(if_version),
-            )
-        )
+        ttl = self._settings.ttl if ttl is DEFAULT else self._ttl(ttl)
+        condition = None if if_version is None else _condition(if_version)
+        if wait is not None:
+            write = partial(operations.store_one, runtime.instance, key, value, ttl=ttl, tags=tags, condition=condition)
+            return self._acknowledged(wait, write)
+        return runtime.run(operations.store_one(runtime.instance, key, value, ttl=ttl, tags=tags, condition=condition))
 
     def set_many(
         self, mapping: Mapping[str, Any], *, ttl: float | Default | None = DEFAULT, tags: Iterable[str] = ()
@@ -388,20 +418,31 @@ class CoherentCache(LoadingFront):
             raise ConfigError("mapping", f"must be a mapping of keys to values, not {type(mapping).__name__}")
         return self._runtime.run(operations.store(self._runtime.instance, dict(mapping), ttl=self._ttl(ttl), tags=tags))
 
-    def delete(self, key: str, *, if_version: Version | None = None) -> bool:
+    @overload
+    def delete(self, key: str, *, if_version: Version | None = None, wait: None = None) -> bool: ...
+
+    @overload
+    def delete(self, key: str, *, if_version: Version | None = None, wait: float) -> Acknowledgement: ...
+
+    def delete(
+        self, key: str, *, if_version: Version | None = None, wait: float | None = None
+    ) -> bool | Acknowledgement:
         """Delete a value in Redis and in all local tiers; return whether it was there.
 
         Args:
             key: the key.
             if_version: delete only if the present value has this version.
+            wait: as for :meth:`set`; an :class:`Acknowledgement` is returned then.
 
         Raises:
             InvalidKey: before anything is sent.
             VersionConflict: ``if_version`` does not hold. Nothing was deleted.
             CacheUnavailable: Redis refused or is away; ``maybe_applied`` tells whether it may have happened.
         """
-        run, instance = self._runtime.run, self._runtime.instance
-        return run(operations.delete(instance, (key,), condition=_condition(if_version))) > 0
+        instance, condition = self._runtime.instance, _condition(if_version)
+        if wait is not None:
+            return self._acknowledged(wait, partial(operations.delete, instance, (key,), condition=condition))
+        return self._runtime.run(operations.delete(instance, (key,), condition=condition)) > 0
 
     def delete_many(self, keys: Iterable[str]) -> int:
         """Delete several values, 1,000 per round trip and message; return how many were there.
@@ -482,22 +523,39 @@ class CoherentCache(LoadingFront):
             )
         )
 
-    def clear(self) -> Version:
+    @overload
+    def clear(self, *, wait: None = None) -> Version: ...
+
+    @overload
+    def clear(self, *, wait: float) -> Acknowledgement: ...
+
+    def clear(self, *, wait: float | None = None) -> Version | Acknowledgement:
         """Make every value of the namespace absent, for all instances, in O(1) per shard (P10).
 
+        Args:
+            wait: as for :meth:`set`.
+
         Returns:
-            The version of the clear (of the last shard's, if there are several): values up to it are gone.
+            The version of the clear (of the last shard's, if there are several): values up to it are gone. With
+            ``wait``, an :class:`Acknowledgement`.
 
         Raises:
             CacheUnavailable: Redis refused or is away; with several shards, some may be cleared.
         """
-        return self._runtime.run(operations.raise_floor(self._runtime.instance, Kind.CLEAR))
+        return self._raise_floor(Kind.CLEAR, (), wait)
 
-    def invalidate_tags(self, *tags: str) -> Version:
+    @overload
+    def invalidate_tags(self, *tags: str, wait: None = None) -> Version: ...
+
+    @overload
+    def invalidate_tags(self, *tags: str, wait: float) -> Acknowledgement: ...
+
+    def invalidate_tags(self, *tags: str, wait: float | None = None) -> Version | Acknowledgement:
         """Make every value that carries one of the tags absent, for all instances, in O(1) per shard and tag (P10).
 
         Args:
             *tags: at least one tag.
+            wait: as for :meth:`set`.
 
         Returns:
             As :meth:`clear`.
@@ -506,7 +564,7 @@ class CoherentCache(LoadingFront):
             ConfigError: no tag, or one that is none.
             CacheUnavailable: as :meth:`clear`.
         """
-        return self._runtime.run(operations.raise_floor(self._runtime.instance, Kind.TAG, tags))
+        return self._raise_floor(Kind.TAG, tags, wait)
 
     # -- as a decorator --------------------------------------------------------------------------------------------
 
@@ -600,7 +658,7 @@ class CoherentCache(LoadingFront):
         """
         now = clock()
         age = self._runtime.instance.horizon_age(now)
-        return max(0.0, age) if age <= self._longest_age() else 0.0
+        return max(0.0, age) if age <= self._settings.longest_age else 0.0
 
     def stats(self) -> CacheStats:
         """Return a snapshot of the counters."""
@@ -650,11 +708,6 @@ class CoherentCache(LoadingFront):
     def _shard_of(self, key: str) -> Shard:
         return self._runtime.instance.shard_of(check_key(key))
 
-    def _longest_age(self) -> float:
-        settings = self._settings
-        serves_stale = settings.on_disconnect == "serve_stale"
-        return max(settings.max_staleness, settings.stale_limit) if serves_stale else settings.max_staleness
-
     def _local_entry(self, key: str) -> Entry | None:
         """Look a key up locally, counting a hit; None if Redis must be asked. Removes what has expired."""
         shard = self._shard_of(key)
@@ -687,6 +740,14 @@ class CoherentCache(LoadingFront):
     def _read_one(self, key: str) -> operations.Found | None:
         self._counters.misses += 1
         return self._runtime.run(operations.read_one(self._runtime.instance, key))
+
+    def _raise_floor(self, kind: Kind, tags: Iterable[str], wait: float | None) -> Version | Acknowledgement:
+        raise_floor = partial(operations.raise_floor, self._runtime.instance, kind, tags)
+        return self._runtime.run(raise_floor()) if wait is None else self._acknowledged(wait, raise_floor)
+
+    def _acknowledged(self, wait: float, write: Write) -> Acknowledgement:
+        check_seconds("wait", wait)
+        return self._runtime.run(acknowledge(self._runtime.instance, write, wait))
 
     def _ttl(self, ttl: float | Default | None) -> float | None:
         if isinstance(ttl, Default):

@@ -133,6 +133,11 @@ class Settings:
         _seconds("lease", self.lease, 0.05, 3600)
         _seconds("lease_wait", self.lease_wait, 0, 86_400)
 
+    @property
+    def longest_age(self) -> float:
+        """Seconds without a proof of freshness up to which a local value may be served, whatever happens."""
+        return max(self.max_staleness, self.stale_limit) if self.on_disconnect == "serve_stale" else self.max_staleness
+
 
 def check_ttl(option: str, ttl: object) -> None:
     """Check a time to live: None (no expiry), or seconds from 0.001 (Redis' resolution) to 10 years.

@@ -33,6 +33,7 @@ class ShardNames:
         channel: Pub/Sub channel. Pub/Sub ignores the database number, so the name contains it (review A27).
         values: prefix of the value keys.
         refreshes: prefix of the keys where the refresh of a value is claimed (P11).
+        members: hash of the instances that may hold local values (P12).
     """
 
     clock: bytes
@@ -41,6 +42,7 @@ class ShardNames:
     channel: bytes
     values: bytes
     refreshes: bytes
+    members: bytes
 
     def value(self, key: bytes) -> bytes:
         """Name of the value of a user key, given in UTF-8."""
@@ -49,6 +51,10 @@ class ShardNames:
     def refresh(self, key: bytes) -> bytes:
         """Name of the claim to refresh the value of a user key, given in UTF-8."""
         return self.refreshes + key
+
+    def receipts(self, instance_id: str) -> bytes:
+        """Name of the channel where an instance is told who has applied its acknowledged writes (P12)."""
+        return b"%b:%b" % (self.channel, instance_id.encode("utf-8"))
 
 
 def shard_names(namespace: str, shard: int, database: int) -> ShardNames:
@@ -62,6 +68,7 @@ def shard_names(namespace: str, shard: int, database: int) -> ShardNames:
         channel=prefix + b"messages:%d" % database,
         values=prefix + b"v:",
         refreshes=prefix + b"r:",
+        members=prefix + b"members",
     )
 
 

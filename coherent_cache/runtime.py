@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -19,6 +20,7 @@ from coherent_cache.core.instance import Instance
 from coherent_cache.core.leasing import LoaderError
 from coherent_cache.core.requests import (
     FRONT_REQUESTS,
+    LeaveRequest,
     Loaded,
     LoadRequest,
     Operation,
@@ -31,7 +33,7 @@ from coherent_cache.core.requests import (
     WaitRequest,
     Woken,
 )
-from coherent_cache.errors import CacheUnavailable
+from coherent_cache.errors import CacheUnavailable, CoherentCacheError
 from coherent_cache.events import Event, InternalError
 from coherent_cache.loads import Background, Dependencies, Renewals
 from coherent_cache.logs import EventLog
@@ -135,10 +137,17 @@ class Runtime:
         self.instance_id = instance_id
         self._endpoint = endpoint
         self.events = EventHub(EventLog(namespace=settings.namespace, instance=instance_id), callbacks)
+        member = f"{instance_id}:{os.urandom(8).hex()}"  # two instances may have one id
         self.instance = Instance(
-            settings, codec, instance_id=instance_id, lock=threading.RLock, rng=rng, emit=self.events.emit
+            settings,
+            codec,
+            instance_id=instance_id,
+            member=member,
+            lock=threading.RLock,
+            rng=rng,
+            emit=self.events.emit,
         )
-        scripts = Scripts(settings, instance_id=instance_id, database=endpoint.database)
+        scripts = Scripts(settings, instance_id=instance_id, database=endpoint.database, member=member)
         name = f"coherent-cache:{instance_id}"
         self._pool = ConnectionPool(endpoint, name=name, size=settings.max_connections, timeout=settings.timeout)
         self._io = SyncIO(endpoint, scripts, self._pool, clock)
@@ -270,7 +279,7 @@ class Runtime:
                 return
             self.closed = True
         if self._started and self.settings.local_enabled:
-            self._subscriber.stop(self.settings.timeout + 1)
+            self._leave(connected=self._pool.server is not None)
         self.instance.wake_all()  # they ask again, and find it closed
         self._background.stop(self.settings.timeout)
         self._renewals.stop(self.settings.timeout + 1)
@@ -278,6 +287,18 @@ class Runtime:
         self.instance.wake_all()  # who has begun to wait meanwhile
         self.instance.clear_local()
         self.events.drain()
+
+    def _leave(self, *, connected: bool) -> None:
+        """Stop the thread and leave the registries of members, if Redis can be reached (P12).
+
+        Only when nothing is served any more; else a write could be acknowledged that is not seen here.
+        """
+        ended = self._subscriber.stop(self.settings.timeout + 1)
+        for shard in self.instance.shards:
+            shard.leave()
+        if connected and ended:
+            with contextlib.suppress(CoherentCacheError):
+                self._io.execute([LeaveRequest(shard.index) for shard in self.instance.shards])
 
     def _check_namespace(self) -> None:
         """Compare the settings with shard 0's, which every number of shards has, before another shard is touched."""

@@ -35,7 +35,12 @@ Message, published and logged by every write::
     01, then [kind, epoch, seq, nonce, previous nonce, seconds, microseconds, origin, names]
 
 ``seq``, ``seconds`` and ``microseconds`` (the server's clock) are decimal text, ``origin`` is the instance that wrote,
-``names`` are user keys or tags.
+``names`` are user keys or tags. A kind with the bit 0x40 set asks everybody who has applied the message for a receipt
+(P12)::
+
+    01, then [nonce, member]
+
+``nonce`` is the message's, ``member`` the one who has applied it.
 
 Sync reply, the answer to a heartbeat or resync (see ``sync.lua``)::
 
@@ -101,6 +106,9 @@ _NO_TAGS_BYTE: Final = 0x90
 _COMMON: Final = struct.Struct(f">{PREFIX_BYTES}s{EPOCH_BYTES}sB{_DIGITS}sB{_DIGITS}sBBH")
 """The header of an envelope without tags, the form of its payload, and the two bytes after that."""
 
+_WANTS_RECEIPTS: Final = 0x40
+"""Bit of a message's kind."""
+
 _NO_TAGS: Final = b"\x90"
 _STR8: Final = 0xD9
 _BIN_FORMS: Final = {0xC4: (1, 0), 0xC5: (2, 0x100), 0xC6: (4, 0x1_0000)}
@@ -109,6 +117,7 @@ _BIN_FORMS: Final = {0xC4: (1, 0), 0xC5: (2, 0x100), 0xC6: (4, 0x1_0000)}
 
 _MESSAGE_TYPES: Final[list[type]] = [int, bytes, str, bytes, bytes, str, str, str, list]
 _SYNC_TYPES: Final[list[type]] = [bytes, str, bytes, str, bytes, str, str, list]
+_RECEIPT_TYPES: Final[list[type]] = [bytes, str]
 _ONLY_TEXT: Final[set[type]] = {str}
 
 
@@ -159,6 +168,7 @@ class Message(NamedTuple):
         time_us: server clock in microseconds when the write was executed.
         origin: id of the instance that wrote.
         names: user keys; for ``Kind.TAG`` tags; for ``Kind.CLEAR`` nothing.
+        wants_receipts: whether the writer waits to hear who has applied it (P12).
     """
 
     kind: Kind
@@ -169,6 +179,7 @@ class Message(NamedTuple):
     time_us: int
     origin: str
     names: tuple[str, ...]
+    wants_receipts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,9 +338,11 @@ def _check_key_and_schema(data: bytes, prefix: bytes, differ: int) -> None:
         raise WireError("envelope of another key")
 
 
-def encode_message_ends(kind: Kind, origin: str, names: tuple[str, ...]) -> tuple[bytes, bytes]:
+def encode_message_ends(
+    kind: Kind, origin: str, names: tuple[str, ...], *, wants_receipts: bool = False
+) -> tuple[bytes, bytes]:
     """Encode what precedes and follows epoch, seq, nonces and time in a message; a script writes these."""
-    head = _MESSAGE_FORMAT_BYTE + bytes((0x99, kind))
+    head = _MESSAGE_FORMAT_BYTE + bytes((0x99, kind | _WANTS_RECEIPTS if wants_receipts else kind))
     return head, _packed(origin) + msgpack.Packer().pack(names)
 
 
@@ -339,7 +352,7 @@ _packed: Final = lru_cache(maxsize=64)(msgpack.packb)
 
 def encode_message(message: Message) -> bytes:
     """Encode a whole message, as the scripts do (tests and simulator need it)."""
-    head, tail = encode_message_ends(message.kind, message.origin, message.names)
+    head, tail = encode_message_ends(message.kind, message.origin, message.names, wants_receipts=message.wants_receipts)
     seconds, microseconds = divmod(message.time_us, 1_000_000)
     fields = (message.epoch, str(message.seq), message.nonce, message.previous, str(seconds), str(microseconds))
     middle = b"".join(map(msgpack.packb, fields))
@@ -355,7 +368,8 @@ def decode_message(data: bytes) -> Message:
     """
     fields = _unpack(data, _MESSAGE_TYPES, "message")
     number, epoch, seq, nonce, previous, seconds, microseconds, origin, names = fields
-    kind = _KINDS.get(number)
+    wants_receipts = number >= 0 and bool(number & _WANTS_RECEIPTS)
+    kind = _KINDS.get(number - _WANTS_RECEIPTS if wants_receipts else number)
     if kind is None:
         raise UnknownFormat(f"message of kind {number}")
     if names and set(map(type, names)) != _ONLY_TEXT:
@@ -365,7 +379,26 @@ def decode_message(data: bytes) -> Message:
         raise WireError("a version is out of range")
     if len(previous) != NONCE_BYTES:
         raise WireError("a nonce is of another length")
-    return Message(kind, epoch, position, nonce, previous, _time_us(seconds, microseconds), origin, tuple(names))
+    time_us = _time_us(seconds, microseconds)
+    return Message(kind, epoch, position, nonce, previous, time_us, origin, tuple(names), wants_receipts)
+
+
+def encode_receipt(nonce: bytes, member: str) -> bytes:
+    """Encode a receipt: this member has applied the message with this nonce (P12)."""
+    return _MESSAGE_FORMAT_BYTE + bytes(msgpack.packb([nonce, member]))
+
+
+def decode_receipt(data: bytes) -> tuple[bytes, str]:
+    """Decode a receipt to nonce and member.
+
+    Raises:
+        UnknownFormat: a receipt of a format that this release does not know.
+        WireError: anything else that is no receipt.
+    """
+    nonce, member = _unpack(data, _RECEIPT_TYPES, "receipt")
+    if len(nonce) != NONCE_BYTES:
+        raise WireError("a nonce is of another length")
+    return nonce, member
 
 
 def encode_sync_reply(reply: SyncReply) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -28,6 +30,8 @@ QUIET = 30.0  # seconds until a quiet instance must have caught up
 LEAST = 500  # operations of a thread, however slow the machine is: fewer put nothing to the test
 BATCH = 20  # operations between two pauses
 PAUSE = 0.015  # seconds
+
+REPORT_NS = 20_000_000  # between two reports of a value that stays the same
 
 _clock = time.monotonic
 
@@ -366,6 +370,26 @@ def watch(
             notebook.get_entry(key)
         dump(Path(folder) / f"history-{context.index}", notebook.writes, notebook.reads)
         return {"rounds": rounds, "failures": notebook.failures, "stats": cache.stats().as_dict()}
+
+
+@worker
+def read_on(context: Context, *, url: str, options: dict[str, Any], key: str) -> None:
+    """Read a key over and over until told to end (SIGTERM); report what was read, and when the read began.
+
+    ``at`` is nanoseconds of a clock that all processes of the machine share.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with CoherentCache(url, **options) as cache:
+        assert cache.wait_ready(QUIET)
+        context.emit(ready=True)
+        told, told_at = None, 0
+        while True:
+            at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+            value = cache.get(key)
+            if value != told or at > told_at + REPORT_NS:
+                told, told_at = value, at
+                context.emit(value=value, at=at)
+            time.sleep(PAUSE / 10)
 
 
 @worker

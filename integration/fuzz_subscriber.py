@@ -48,7 +48,7 @@ from coherent_cache.errors import NamespaceMismatch
 from coherent_cache.keys import key_digest
 from coherent_cache.remote import topology
 from coherent_cache.remote.link import LinkLost, SocketLink
-from coherent_cache.remote.scripts import Scripts
+from coherent_cache.remote.scripts import ScriptCall, Scripts
 from coherent_cache.remote.subscriber import _NeedsMarks, _Wire
 from coherent_cache.wire import Kind, Message, SyncReply, WireError
 
@@ -154,7 +154,7 @@ def a_message(rng: Random, **fields: Any) -> Message:
     chosen = tuple(rng.choice(names) for _ in range(rng.randint(1, 3))) if names else ()
     message = Message(
         kind, rng.choice(EPOCHS), rng.choice((1, 2, 5, wire.MAX_SEQ)), rng.randbytes(8), rng.randbytes(8),
-        rng.randrange(10**15), some_text(rng), chosen,
+        rng.randrange(10**15), some_text(rng), chosen, rng.random() < 0.2,
     )  # fmt: skip
     return message._replace(**fields)
 
@@ -235,7 +235,7 @@ def feed_message(data: bytes) -> bool:
     except WireError:
         return False
     assert type(message) is Message
-    assert set(map(type, message)) <= {Kind, bytes, int, str, tuple}
+    assert set(map(type, message)) <= {Kind, bool, bytes, int, str, tuple}
     if message.time_us <= MAX_TIME:
         assert wire.decode_message(wire.encode_message(message)) == message, "a message does not survive another round"
     return True
@@ -322,7 +322,8 @@ class _NoIO:
         self.calls: list[tuple[Any, ...]] = []
 
     def ask(self, call: Any) -> tuple[Any, str]:
-        self.calls.append(call.arguments)
+        if isinstance(call, ScriptCall):
+            self.calls.append(call.arguments)
         return b"OK", SERVER
 
 
@@ -403,11 +404,14 @@ class Stream:
         )
         self.inline = inline
         self.mark = self.channel + b":mark:0"
+        self.receipts = self.scripts.names[0].receipts("fuzz")
         self.io = _NoIO()
-        channels, marks = {self.channel: 0}, {} if inline else {self.mark: 0}
-        self.wire = _Wire(self.link, self.session, self.scripts, self.io, channels, marks)  # type: ignore[arg-type]
+        channels, receipts, marks = {self.channel: 0}, {self.receipts: 0}, {} if inline else {self.mark: 0}
+        self.wire = _Wire(
+            self.link, self.session, self.scripts, self.io, channels, receipts, marks  # type: ignore[arg-type]
+        )  # fmt: skip
         self.commands = hiredis.Reader()
-        self.questions: list[tuple[bytes, bytes]] = []
+        self.questions: list[tuple[bytes | None, bytes]] = []
         self._turn()
         self._send(self._confirmation())
 
@@ -446,9 +450,11 @@ class Stream:
             self.commands.feed(self.server.recv(1 << 20))
         while (command := self.commands.gets()) is not False:
             if command[0] in (b"EVALSHA", b"EVAL"):
-                self.questions.append((command[7], command[9]))
+                self.questions.append((command[8], command[10]))
+            elif command[0] == b"PUBLISH":
+                self.questions.append((None, b""))
         for arguments in self.io.calls:
-            self.questions.append((arguments[5], str(arguments[7]).encode()))
+            self.questions.append((arguments[6], str(arguments[8]).encode()))
         self.io.calls.clear()
 
     # -- what the server sends
@@ -475,8 +481,9 @@ class Stream:
             return self._published(wire.encode_message(a_message(rng, epoch=rng.choice((self.epoch, EPOCHS[1])))))
         if kind < 0.70:
             word = rng.choice((b"message", b"smessage", b"unsubscribe", b"subscribe", b"other"))
-            channel = rng.choice((self.channel, b"elsewhere"))
-            return push(word, channel, rng.randbytes(9), resp2=rng.random() < 0.5)
+            channel = rng.choice((self.channel, self.receipts, self.receipts, b"elsewhere"))
+            data = rng.choice((rng.randbytes(9), wire.encode_receipt(rng.randbytes(8), some_text(rng))))
+            return push(word, channel, data, resp2=rng.random() < 0.5)
         if kind < 0.75:
             return rng.choice(
                 (b"-NOSCRIPT no\r\n", b"-ERR allowed in this context\r\n", b"-CCMISMATCH 1/7\r\n", b"-X\r\n")
@@ -512,6 +519,8 @@ class Stream:
         token, position = self.questions[0] if self.questions else (rng.randbytes(8), b"")
         if self.questions and rng.random() < 0.9:
             self.questions.pop(0)
+        if token is None:
+            return rng.choice((b":0\r\n", b":1\r\n", b":1\r\n", b"-NOPERM no\r\n"))  # a receipt was published
         entries: tuple[bytes, ...] = ()
         if position.isdigit() and rng.random() < 0.9:
             entries = tuple(message for seq, message in self.log if seq >= int(position))

@@ -10,6 +10,7 @@ import itertools
 import random
 import time
 from contextlib import closing, suppress
+from dataclasses import replace
 
 import pytest
 import redis
@@ -25,6 +26,10 @@ from coherent_cache.core.requests import (
     LeaseReply,
     LeaseRequest,
     LeaseStatus,
+    LeaveRequest,
+    Left,
+    MembersReply,
+    MembersRequest,
     ReadReply,
     ReadRequest,
     ReleaseRequest,
@@ -74,7 +79,7 @@ class Numbers:
 
 def epoch_of(reply, before):
     """Return the epoch that a reply names."""
-    if isinstance(reply, RenewReply):
+    if isinstance(reply, RenewReply | MembersReply | Left):
         return before
     return reply.read.epoch if isinstance(reply, LeaseReply) else reply.epoch
 
@@ -85,6 +90,7 @@ class Real:
     def __init__(self, server, namespace):
         self.settings = Settings(namespace=namespace, replay_limit=REPLAY_LIMIT, timeout=PATIENCE)
         endpoint = resolve(server.url, self.settings)
+        self._database = endpoint.database
         self._scripts = Scripts(self.settings, instance_id="-", database=endpoint.database)
         self.names = self._scripts.names[0]
         self._pool = ConnectionPool(endpoint, name="trace", size=1, timeout=PATIENCE)
@@ -108,8 +114,10 @@ class Real:
         self.epoch = epoch_of(reply, self.epoch)
         return reply
 
-    def sync(self, token, position):
-        answer, _ = self._io.ask(self._scripts.sync(Sync(0, token, position)))
+    def sync(self, token, position, member, bound):
+        settings = replace(self.settings, max_staleness=bound)
+        scripts = Scripts(settings, instance_id="-", database=self._database, member=member)
+        answer, _ = self._io.ask(scripts.sync(Sync(0, token, position)))
         return answer
 
     def heard(self):
@@ -126,6 +134,9 @@ class Real:
 
     def lose_clock(self):
         self.plain.delete(self.names.clock)
+
+    def lose_registry(self):
+        self.plain.delete(self.names.members)
 
     def lose_log(self):
         self.plain.delete(self.names.log)
@@ -162,6 +173,8 @@ class Real:
 class Simulated:
     """The simulated server, with the same hands on it."""
 
+    origin = "-"
+
     def __init__(self, offset):
         entropy = itertools.count(1)
         self.server = Server(
@@ -188,8 +201,8 @@ class Simulated:
         self.epoch = epoch_of(reply, self.epoch)
         return reply
 
-    def sync(self, token, position):
-        return self.server.sync(0, token, position)
+    def sync(self, token, position, member, bound):
+        return self.server.sync(0, token, position, member=member, bound_ms=round(bound * 1000))
 
     def heard(self):
         messages, self.messages = self.messages, []
@@ -197,6 +210,9 @@ class Simulated:
 
     def lose_clock(self):
         self.data.lose_clock()
+
+    def lose_registry(self):
+        self.data.lose_registry()
 
     def lose_log(self):
         self.data.log.clear()
@@ -221,6 +237,7 @@ class Simulated:
         self.data.log.clear()
         self.data.values.clear()
         self.data.refreshes.clear()
+        self.data.lose_registry()
 
     def refuse(self, why):
         self.server.refuse = why
@@ -264,6 +281,16 @@ def answer(side, step):
         except (CacheUnavailable, Refused):
             return "refused"
         side.leases += leases_given(request, reply)
+        if isinstance(reply, Left):
+            return "left", reply.entered
+        if isinstance(reply, MembersReply):
+            now_ms = reply.now_ms
+            assert abs(now_ms - time.time() * 1000) < ROUGHLY_MS
+            members = sorted(
+                (name, bound_ms, round((now_ms - seen_ms) / ROUGHLY_MS)) for name, bound_ms, seen_ms in reply.members
+            )
+            age = reply.created_ms and round((now_ms - reply.created_ms) / ROUGHLY_MS)
+            return "members", side.numbers[reply.epoch], age, members
         if isinstance(reply, RenewReply):
             return reply.held
         if isinstance(reply, LeaseReply):
@@ -306,21 +333,24 @@ def drawn_steps(rng):
         seq = rng.choice((None, 0, position, position))
         known = rng.random() < 0.9
 
+        # What asks for receipts brings its own random bytes: no other's, on either side.
+        entropy = b"entropy %08d" % number if rng.random() < 0.3 else b""
+
         def condition(side, seq=seq, known=known):
             if seq is None:
                 return None
             return Condition(side.epoch if known and len(side.epoch) == 16 else b"x" * 16 if not known else b"", seq)
 
-        def store(side, keys=keys, key=key, ttl=ttl, tags=tags, condition=condition, number=number):
+        def store(side, keys=keys, key=key, ttl=ttl, tags=tags, condition=condition, number=number, entropy=entropy):
             wanted = condition(side)
             names = keys if wanted is None else (key,)
             content = encode_content(tags, b"value %d" % number)
             parts = [part for name in names for part in (envelope_prefix(key_digest(name.encode()), 1), content)]
-            return StoreRequest(0, names, tuple(parts), ttl, wanted)
+            return StoreRequest(0, names, tuple(parts), ttl, wanted, entropy)
 
-        def delete(side, keys=keys, key=key, condition=condition):
+        def delete(side, keys=keys, key=key, condition=condition, entropy=entropy):
             wanted = condition(side)
-            return DeleteRequest(0, keys if wanted is None else (key,), wanted)
+            return DeleteRequest(0, keys if wanted is None else (key,), wanted, entropy)
 
         def batch(_, keys=keys, key=key, ttl=ttl, tags=tags, number=number):
             deleted = keys[1 + number % 3 :]
@@ -360,7 +390,9 @@ def drawn_steps(rng):
             )
 
         read = ReadRequest(0, tuple(name.encode() for name in keys), rng.random() < 0.4)
-        floor = FloorRequest(0, Kind.CLEAR) if rng.random() < 0.3 else FloorRequest(0, Kind.TAG, tags or ("t1",))
+        kind = rng.choice((Kind.CLEAR, Kind.TAG, Kind.TAG))
+        floor = FloorRequest(0, kind, () if kind is Kind.CLEAR else tags or ("t1",), entropy)
+        member, bound = rng.choice(("-", "a:1", "b:2", "c:3")), rng.choice((5.0, 60.0))
         raw = rng.choice((b"", b"raw", b"\xc1\x01 not all of it", None, b"x" * 100))
         yield rng.choices(
             [
@@ -368,12 +400,14 @@ def drawn_steps(rng):
                 ("request", batch), ("request", lambda _, key=key, ttl=ttl: TouchRequest(0, key, ttl)),
                 ("request", lambda _, floor=floor: floor),
                 ("request", lease), ("request", fill), ("request", release), ("request", renew),
-                ("sync", b"%08d" % number, rng.choice((None, position, position))),
-                ("lose_clock",), ("lose_log",), ("spoil_log",), ("trim_log", position), ("lose_value", key),
+                ("request", lambda _: MembersRequest(0)), ("request", lambda _: LeaveRequest(0)),
+                ("sync", b"%08d" % number, rng.choice((None, position, position)), member, bound),
+                ("lose_registry",), ("lose_clock",), ("lose_log",), ("spoil_log",),
+                ("trim_log", position), ("lose_value", key),
                 ("write_raw", key, raw), ("copy_value", key, keys[-1]), ("flush",),
                 ("refuse", rng.choice(("OOM", "NOREPLICAS"))), ("refuse", ""), ("heard",),
             ],
-            [26, 16, 8, 8, 6, 4, 20, 16, 4, 6, 12, 1, 1, 1, 2, 2, 3, 2, 0.5, 3, 3, 3],
+            [26, 16, 8, 8, 6, 4, 20, 16, 4, 6, 8, 2, 12, 1, 1, 1, 1, 2, 2, 3, 2, 0.5, 3, 3, 3],
         )[0]  # fmt: skip
     yield ("refuse", "")
     yield ("heard",)
@@ -399,4 +433,6 @@ def test_the_simulated_redis_answers_as_the_real_one(redis_server, namespace, se
     leases = [each[0] for each in answers if isinstance(each, tuple) and isinstance(each[0], LeaseStatus)]
     assert set(leases) == set(LeaseStatus)
     assert {each for each in answers if isinstance(each, bool)} == {True, False}
+    assert {each[1] for each in answers if isinstance(each, tuple) and each[0] == "left"} == {True, False}
+    assert {len(each[3]) for each in answers if isinstance(each, tuple) and each[0] == "members"} >= {0, 1, 2, 3}
     assert sum(isinstance(each, tuple) and len(each) == 6 and each[2] is False for each in answers) > 20

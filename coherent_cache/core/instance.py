@@ -39,6 +39,7 @@ class Instance:
         counters: see :class:`coherent_cache.core.stats.Counters`.
         flights: the loads under way in this process (P11).
         instance_id: its name in messages and log lines.
+        member: its name among the members (P12): two instances may have one id.
         rng: for jitter and the tokens of leases.
         emit: takes events; must not block.
     """
@@ -49,6 +50,7 @@ class Instance:
         codec: Codec,
         *,
         instance_id: str,
+        member: str = "",
         lock: Callable[[], AbstractContextManager[object]],
         rng: Random,
         emit: Callable[[Event], None],
@@ -59,6 +61,7 @@ class Instance:
             settings: its settings.
             codec: its codec.
             instance_id: its name.
+            member: its name among the members; empty if no other instance has this id.
             lock: makes a shard's lock, see :class:`coherent_cache.core.shard.Shard`.
             rng: for random replacement, jitter and the tokens of leases.
             emit: takes events; must not block.
@@ -66,6 +69,7 @@ class Instance:
         self.settings = settings
         self.codec = codec
         self.instance_id = instance_id
+        self.member = member or instance_id
         self.emit = emit
         self.counters = Counters()
         self.rng = rng

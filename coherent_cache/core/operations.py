@@ -15,6 +15,7 @@ from itertools import repeat
 from math import inf
 from typing import Any, Final, NamedTuple, NoReturn
 
+from coherent_cache.core.acknowledging import Receipts
 from coherent_cache.core.entries import Entry
 from coherent_cache.core.instance import Instance, KeyFacts
 from coherent_cache.core.requests import (
@@ -293,9 +294,18 @@ def store(
 
 
 def store_one(
-    instance: Instance, key: str, value: Any, *, ttl: float | None, tags: Iterable[str], condition: Condition | None
+    instance: Instance,
+    key: str,
+    value: Any,
+    *,
+    ttl: float | None,
+    tags: Iterable[str],
+    condition: Condition | None,
+    receipts: Receipts | None = None,
 ) -> Operation[Version]:
     """Store one value as :func:`store` does; return its version.
+
+    ``receipts`` collects what members answer; None if nobody waits for that (P12).
 
     Raises:
         As :func:`store`; what is wrong with the arguments is found by this call itself.
@@ -303,7 +313,7 @@ def store_one(
     tags = check_tags(tags) if tags else ()
     facts = instance.facts(key)
     to_store = ((key, facts, *content_of(instance, key, value)),)
-    return _store_chunk(instance, instance.shard_of(facts[0]), to_store, ttl, tags, condition, ())
+    return _store_chunk(instance, instance.shard_of(facts[0]), to_store, ttl, tags, condition, (), receipts)
 
 
 def _store_chunk(
@@ -314,6 +324,7 @@ def _store_chunk(
     tags: tuple[str, ...],
     condition: Condition | None,
     applied_keys: Iterable[str],
+    receipts: Receipts | None = None,
 ) -> Operation[Version]:
     """Store key, facts, value and payload of several, by one script; return their version."""
     ttl_ms = milliseconds(ttl)
@@ -321,7 +332,7 @@ def _store_chunk(
     parts: list[bytes] = []
     for _, facts, _, payload in to_store:
         parts += envelope_parts(instance, facts[1], payload, tags)
-    request = StoreRequest(shard.index, keys, tuple(parts), ttl_ms, condition)
+    request = StoreRequest(shard.index, keys, tuple(parts), ttl_ms, condition, _entropy(shard, receipts))
     token = shard.register(keys)
     try:
         try:
@@ -330,6 +341,8 @@ def _store_chunk(
             _fail(shard, keys, applied_keys, error)
             raise
         assert isinstance(reply, WriteReply)
+        if receipts is not None:
+            receipts.executed(reply)
         if not reply.applied:
             _refuse(instance, shard, token, keys[0], reply, condition)
         epoch, seq, sent_at = reply.epoch, reply.seq, reply.sent_at
@@ -345,8 +358,16 @@ def _store_chunk(
     return Version(epoch, seq)
 
 
-def delete(instance: Instance, keys: Iterable[str], *, condition: Condition | None = None) -> Operation[int]:
+def delete(
+    instance: Instance,
+    keys: Iterable[str],
+    *,
+    condition: Condition | None = None,
+    receipts: Receipts | None = None,
+) -> Operation[int]:
     """Delete values, log and publish, whether they are there or not (P1); return how many live ones there were.
+
+    ``condition`` as for :func:`store`, ``receipts`` as for :func:`store_one`.
 
     Raises:
         InvalidKey: before anything is sent.
@@ -360,7 +381,8 @@ def delete(instance: Instance, keys: Iterable[str], *, condition: Condition | No
         for chunk in in_chunks(group, MAX_KEYS_PER_SCRIPT):
             names = tuple(key for key, _ in chunk)
             with holding_token(shard, names) as token:
-                reply = yield from write(shard, DeleteRequest(shard.index, names, condition), names, done)
+                request = DeleteRequest(shard.index, names, condition, _entropy(shard, receipts))
+                reply = yield from write(shard, request, names, done, receipts)
                 if not reply.applied:
                     _refuse(instance, shard, token, names[0], reply, condition)
                 shard.absorb(token, reply, [(key, reply.seq, None) for key in names], now=reply.sent_at)
@@ -388,8 +410,12 @@ def touch(instance: Instance, key: str, ttl: float | None) -> Operation[bool]:
     return reply.applied
 
 
-def raise_floor(instance: Instance, kind: Kind, tags: Iterable[str] = ()) -> Operation[Version]:
+def raise_floor(
+    instance: Instance, kind: Kind, tags: Iterable[str] = (), *, receipts: Receipts | None = None
+) -> Operation[Version]:
     """Make everything, or everything with one of the tags, absent: in O(1) per shard (P10).
+
+    ``receipts`` as for :func:`store_one`.
 
     Returns:
         The version of the last shard's floor.
@@ -403,7 +429,8 @@ def raise_floor(instance: Instance, kind: Kind, tags: Iterable[str] = ()) -> Ope
         raise ConfigError("tags", "give at least one tag; clear() makes everything absent")
     for shard in instance.shards:
         try:
-            reply = yield from write(shard, FloorRequest(shard.index, kind, tags), (), ())
+            request = FloorRequest(shard.index, kind, tags, _entropy(shard, receipts))
+            reply = yield from write(shard, request, (), (), receipts)
         except BaseException as error:
             if not isinstance(error, CacheUnavailable) or error.maybe_applied:
                 shard.distrust_all()
@@ -467,6 +494,7 @@ def write(
     request: StoreRequest | DeleteRequest | TouchRequest | FloorRequest | BatchRequest,
     keys: Collection[str],
     applied_keys: Iterable[str],
+    receipts: Receipts | None = None,
 ) -> Operation[WriteReply]:
     """Send one write. Without a definite answer its keys are distrusted before the error leaves (review A8)."""
     try:
@@ -475,6 +503,8 @@ def write(
         _fail(shard, keys, applied_keys, error)
         raise
     assert isinstance(reply, WriteReply)
+    if receipts is not None:
+        receipts.executed(reply)
     return reply
 
 
@@ -483,6 +513,11 @@ def _fail(shard: Shard, keys: Collection[str], applied_keys: Iterable[str], erro
     distrust_if_ambiguous(shard, error, keys)
     if isinstance(error, CacheUnavailable):
         error.applied_keys = tuple(applied_keys)
+
+
+def _entropy(shard: Shard, receipts: Receipts | None) -> bytes:
+    """Begin to collect the receipts of a script, if anybody waits for them (P12)."""
+    return b"" if receipts is None else receipts.begin(shard)
 
 
 def distrust_if_ambiguous(shard: Shard, error: BaseException, keys: Collection[str]) -> None:

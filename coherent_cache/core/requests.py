@@ -88,6 +88,7 @@ class StoreRequest(NamedTuple):
             :func:`coherent_cache.wire.envelope_prefix` and :func:`coherent_cache.wire.encode_content`.
         ttl_ms: milliseconds until Redis forgets them; 0 for never.
         condition: for exactly one key, what its present value must be.
+        entropy: the 16 random bytes that the write is to bring, if members are to confirm it (P12); empty if not.
     """
 
     shard: int
@@ -95,15 +96,20 @@ class StoreRequest(NamedTuple):
     parts: tuple[bytes, ...]
     ttl_ms: int
     condition: Condition | None = None
+    entropy: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteRequest:
-    """Delete values under one new version, log and publish it, whether they are there or not (P1)."""
+    """Delete values under one new version, log and publish it, whether they are there or not (P1).
+
+    ``entropy`` as of a :class:`StoreRequest`.
+    """
 
     shard: int
     keys: tuple[str, ...]
     condition: Condition | None = None
+    entropy: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +123,15 @@ class TouchRequest:
 
 @dataclass(frozen=True, slots=True)
 class FloorRequest:
-    """Raise the floor of the shard (``Kind.CLEAR``) or of tags (``Kind.TAG``) to a new version (P10)."""
+    """Raise the floor of the shard (``Kind.CLEAR``) or of tags (``Kind.TAG``) to a new version (P10).
+
+    ``entropy`` as of a :class:`StoreRequest`.
+    """
 
     shard: int
     kind: Kind
     tags: tuple[str, ...] = ()
+    entropy: bytes = b""
 
 
 class BatchRequest(NamedTuple):
@@ -247,6 +257,56 @@ class RenewReply(NamedTuple):
     held: bool
 
 
+class Member(NamedTuple):
+    """An instance that may hold local values of a shard, as Redis knows it (P12).
+
+    Attributes:
+        name: its name there: the instance's id, and what tells two of the same id apart.
+        bound_ms: milliseconds that it may serve what it holds without a proof of freshness.
+        seen_ms: server clock when it last asked for such a proof, in milliseconds.
+    """
+
+    name: str
+    bound_ms: int
+    seen_ms: int
+
+
+class MembersRequest(NamedTuple):
+    """Ask which instances may hold local values of a shard (P12)."""
+
+    shard: int
+
+
+class MembersReply(NamedTuple):
+    """Answer to a :class:`MembersRequest`.
+
+    Attributes:
+        epoch: history that the registry belongs to; empty if there is none.
+        created_ms: server clock when it was begun, in milliseconds.
+        now_ms: server clock when it was read, in milliseconds.
+        members: those that are in it.
+        server: run id of the server that answered.
+    """
+
+    epoch: bytes
+    created_ms: int
+    now_ms: int
+    members: tuple[Member, ...]
+    server: str
+
+
+class LeaveRequest(NamedTuple):
+    """Take this instance out of a shard's registry: it serves nothing any more (P12)."""
+
+    shard: int
+
+
+class Left(NamedTuple):
+    """Answer to a :class:`LeaveRequest`: whether it was in there."""
+
+    entered: bool
+
+
 class WriteReply(NamedTuple):
     """Answer to a write.
 
@@ -340,10 +400,12 @@ RedisRequest = (
     | FillRequest
     | ReleaseRequest
     | RenewRequest
+    | MembersRequest
+    | LeaveRequest
 )
 """What goes to Redis, all that is yielded at once in one round trip; reads never together with others."""
 
-RedisReply = ReadReply | WriteReply | LeaseReply | RenewReply
+RedisReply = ReadReply | WriteReply | LeaseReply | RenewReply | MembersReply | Left
 
 FrontRequest = LoadRequest | WaitRequest | SpawnRequest
 """What the front does itself; each is yielded alone."""

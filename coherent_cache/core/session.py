@@ -19,13 +19,22 @@ from typing import Final
 
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.states import State
-from coherent_cache.wire import SyncReply, UnknownFormat, WireError, decode_message, decode_sync_reply
+from coherent_cache.wire import (
+    Message,
+    SyncReply,
+    UnknownFormat,
+    WireError,
+    decode_message,
+    decode_receipt,
+    decode_sync_reply,
+)
 
 SUSPECT_AT: Final = 0.5
 """Part of the patience after which an unanswered question makes its shard suspect."""
 
 WRITABLE_STATUSES: Final = frozenset({"", "MISCONF", "OOM"})
-"""Answers to the probing write that a primary gives: a full disk or memory makes no value stale."""
+"""Answers to the probing write that a primary gives: a full disk or memory makes no value stale. Enough for a
+heartbeat; a resync needs a server that accepts writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,22 @@ class Sync:
     seq: int | None
 
 
-Command = Subscribe | Sync
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Tell the writer of a message that it was applied here (P12).
+
+    Attributes:
+        shard: number of the shard.
+        origin: the instance that wrote.
+        nonce: the message's.
+    """
+
+    shard: int
+    origin: str
+    nonce: bytes
+
+
+Command = Subscribe | Sync | Receipt
 
 
 @dataclass(slots=True)
@@ -67,8 +91,8 @@ class Session:
     Attributes:
         outgoing: commands to send, oldest first; the driver removes them.
         failure: why the connection must be given up; None as long as it is sound.
-        foreign: messages so far that other instances sent. Echoes of own writes are applied like all others (P7), but
-            they are in no hurry: what they say is known already.
+        foreign: messages so far that are in a hurry: all but the echoes of own writes. Those are applied like all the
+            others (P7), but what they say is known already; unless receipts for them are about to come.
     """
 
     def __init__(
@@ -123,14 +147,24 @@ class Session:
         held = self._shards[shard]
         try:
             message = decode_message(data)
-            self.foreign += message.origin != self._origin
+            self.foreign += message.origin != self._origin or message.wants_receipts
             sound = held.apply(message, now=now)
+            self._confirm(held, message)
         except WireError as error:
             what = "newer release: " if isinstance(error, UnknownFormat) else ""
             held.distrust(f"{what}{error}")
             sound = False
         if not sound:
             self.resynchronise(shard, now)
+
+    def receipt(self, shard: int, data: bytes) -> None:
+        """A member has applied a write of this instance. What cannot be understood is dropped: the writer waits."""
+        self.foreign += 1
+        try:
+            nonce, member = decode_receipt(data)
+        except WireError:
+            return
+        self._shards[shard].receive(nonce, member)
 
     def answer(self, shard: int, data: bytes, now: float) -> None:
         """An answer came: to the shard's question on its way, or to one that was given up."""
@@ -143,7 +177,8 @@ class Session:
         if question is None or reply.token != question.token:
             return
         del self._questions[shard]
-        if reply.status not in WRITABLE_STATUSES:
+        # Who begins to serve must have been entered, or an acknowledged write would not know of it (P12).
+        if reply.status and (question.resync or reply.status not in WRITABLE_STATUSES):
             self.failure = f"the server accepts no writes ({reply.status})"
             return
         self._learn(self._shards[shard], reply, question, now)
@@ -223,11 +258,17 @@ class Session:
 
     def _learn(self, shard: Shard, reply: SyncReply, question: _Question, now: float) -> None:
         if question.resync:
-            shard.resync(reply, server=self._server, sent_at=question.sent_at, now=now)
+            for message in shard.resync(reply, server=self._server, sent_at=question.sent_at, now=now):
+                self._confirm(shard, message)
         elif shard.prove(reply, sent_at=question.sent_at):
             shard.lag.compare(reply.time_us, question.sent_at, now)
         else:
             shard.doubt("the server's clock differs from what was applied here")
             self._ask(shard.index, now, resync=True)
             return
+        shard.note_registry(entered=not reply.status, now=now)
         self._next_beat[shard.index] = question.sent_at + self._heartbeat
+
+    def _confirm(self, shard: Shard, message: Message) -> None:
+        if shard.owes_receipt(message):
+            self.outgoing.append(Receipt(shard.index, message.origin, message.nonce))

@@ -29,7 +29,7 @@ from coherent_cache.core.requests import ReadReply, WriteReply
 from coherent_cache.core.states import TRANSITIONS, State, Trigger
 from coherent_cache.core.stats import Counters, LagMeter
 from coherent_cache.core.tokens import NEWER_THAN_ANYTHING, Token, TokenTable
-from coherent_cache.core.waiting import Waiter, WaiterTable
+from coherent_cache.core.waiting import Collector, Waiter, WaiterTable
 from coherent_cache.events import (
     Event,
     FillRefused,
@@ -72,14 +72,18 @@ class Shard:
             takes the tier's horizon, but not this.
         synced: whether messages continue the position; False from a doubt to the next completed resync.
         lag: the propagation meter.
+        known_since: local clock since when every member of this epoch and server has been entered in the registry, as
+            far as can be told from here (P12); ``inf`` as long as nothing can.
     """
 
     __slots__ = (
+        "_collectors",
         "_counters",
         "_emit",
         "_floor",
         "_lock",
         "_max_staleness",
+        "_noted_at",
         "_past_epochs",
         "_tag_floors",
         "_tokens",
@@ -88,6 +92,7 @@ class Shard:
         "generation",
         "index",
         "kept",
+        "known_since",
         "lag",
         "lapses_at",
         "nonce",
@@ -139,6 +144,7 @@ class Shard:
         self._past_epochs: deque[bytes] = deque(maxlen=PAST_EPOCHS)
         self._tokens = TokenTable()
         self._waiters = WaiterTable()
+        self._collectors: dict[bytes, Collector] = {}
         self.kept = tier.sibling()
         self._floor = 0
         self._tag_floors: dict[str, int] = {}
@@ -147,6 +153,8 @@ class Shard:
         self._counters = counters
         self._emit = emit
         self.lapses_at = inf
+        self.known_since = inf
+        self._noted_at = inf
 
     # -- what operations call ------------------------------------------------------------------------------------
 
@@ -240,6 +248,35 @@ class Shard:
         with self._lock:
             self._waiters.wake_all()
 
+    def collect(self, nonce: bytes) -> Collector:
+        """Collect receipts for the write with this nonce, from before it is sent (P12)."""
+        with self._lock:
+            collector = self._collectors[nonce] = Collector()
+            return collector
+
+    def expect(self, collector: Collector, members: frozenset[str]) -> None:
+        """Say whose receipts a collector waits for."""
+        with self._lock:
+            collector.expect(members)
+
+    def stop_collecting(self, nonce: bytes) -> None:
+        """Forget a collector; a second call does nothing."""
+        with self._lock:
+            self._collectors.pop(nonce, None)
+
+    def registered_since(self, epoch: bytes, server: str, now: float) -> float:
+        """Return :attr:`known_since` if the shard is fresh and of this epoch and server, else ``inf`` (P12)."""
+        with self._lock:
+            fresh = now <= self.lapses_at and (epoch, server) == (self.epoch, self.server)
+            return self.known_since if fresh else inf
+
+    def leave(self) -> None:
+        """Hold nothing and let nothing in any more: this instance ends."""
+        with self._lock:
+            self.synced = False
+            self._new_generation()
+            self._replace_tier(RemovalCause.CLEARED, keep_horizon=False)
+
     def keep(self, key: str, seconds: float, now: float) -> None:
         """Keep what the tier holds of a key as its last known value, some seconds beyond its time."""
         with self._lock:
@@ -319,6 +356,32 @@ class Shard:
                 )  # fmt: skip
             return sound
 
+    def receive(self, nonce: bytes, member: str) -> None:
+        """Take in a member's receipt for a write; one that nobody waits for any more is dropped (P12)."""
+        with self._lock:
+            collector = self._collectors.get(nonce)
+            if collector is not None:
+                collector.add(member)
+
+    def owes_receipt(self, message: Message) -> bool:
+        """Tell whether the writer of a message that was just applied here wants to know (P12).
+
+        Applied means that nothing older can be served here any more: of the present epoch, it has evicted and marked;
+        of another one, it has flushed, or there is nothing that it could concern. Own writes need no receipt; they are
+        told by their nonce, for two instances may have one id.
+        """
+        with self._lock:
+            return message.wants_receipts and message.nonce not in self._collectors
+
+    def note_registry(self, *, entered: bool, now: float) -> None:
+        """Note whether members could be entered in the registry just now (P12): not while the server's disk is full."""
+        with self._lock:
+            if not entered:
+                self.known_since = inf
+            elif self.known_since == inf or now - self._noted_at > self._max_staleness:
+                self.known_since = now  # what happened while nothing was heard here is not known
+            self._noted_at = now
+
     def prove(self, reply: SyncReply, *, sent_at: float) -> bool:
         """Take in a heartbeat's reply: move the horizon if the server's clock equals what was applied here (P4).
 
@@ -336,7 +399,7 @@ class Shard:
             self._change(Trigger.PROVEN, "heartbeat")
             return True
 
-    def resync(self, reply: SyncReply, *, server: str, sent_at: float, now: float) -> None:
+    def resync(self, reply: SyncReply, *, server: str, sent_at: float, now: float) -> list[Message]:
         """Take in a resync's reply: prove the position and replay what was missed, or flush (P6).
 
         Everything happens in one critical section, the bump of the generation included: a token registered before
@@ -347,6 +410,9 @@ class Shard:
             server: run id of the server at the other end of the stream.
             sent_at: local clock before the request was sent.
             now: local clock.
+
+        Returns:
+            The messages that were replayed.
         """
         with self._lock:
             missed = self._missed(reply)
@@ -372,6 +438,8 @@ class Shard:
                 outcome = "replayed" if replayed else "unbroken"
                 self._counters.replays += replayed
             self._counters.resyncs += 1
+            if (reply.epoch, server) != (self.epoch, self.server):
+                self.known_since = inf
             self.epoch, self.position, self.nonce = reply.epoch, reply.seq, reply.nonce
             if server != self.server:
                 self.server = server
@@ -381,6 +449,7 @@ class Shard:
             self._emit(Resynced(self.index, outcome, reply.seq, replayed, dropped))
             self._change(Trigger.PROVEN, f"resync: {outcome}")
             self.lag.compare(reply.time_us, sent_at, now)
+            return missed or []
 
     def doubt(self, cause: str) -> None:
         """Note that the stream may have lost something: the connection ended, or is to be resynchronised."""

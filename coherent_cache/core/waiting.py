@@ -76,6 +76,41 @@ class WaiterTable:
                 waiter.wake()
 
 
+class Collector:
+    """The receipts for one script of an acknowledged write (P12). Changed under the shard's lock alone.
+
+    Attributes:
+        received: members that have confirmed so far.
+        waiter: woken when all who were expected have.
+    """
+
+    __slots__ = ("_expected", "received", "waiter")
+
+    def __init__(self) -> None:
+        self.received: set[str] = set()
+        self.waiter = Waiter()
+        self._expected: frozenset[str] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is known who must confirm, and all of them have."""
+        return self._expected is not None and self._expected <= self.received
+
+    def expect(self, members: frozenset[str]) -> None:
+        """Say who must confirm."""
+        self._expected = members
+        self._look()
+
+    def add(self, member: str) -> None:
+        """Take a receipt in; perhaps before it is known who must confirm."""
+        self.received.add(member)
+        self._look()
+
+    def _look(self) -> None:
+        if self.complete:
+            self.waiter.wake()
+
+
 class Flight:
     """One load under way in this process, of one key.
 

@@ -27,6 +27,11 @@ from coherent_cache.core.requests import (
     LeaseReply,
     LeaseRequest,
     LeaseStatus,
+    LeaveRequest,
+    Left,
+    Member,
+    MembersReply,
+    MembersRequest,
     ReadReply,
     ReadRequest,
     ReleaseRequest,
@@ -38,12 +43,12 @@ from coherent_cache.core.requests import (
     TouchRequest,
     WriteReply,
 )
-from coherent_cache.core.session import Sync
+from coherent_cache.core.session import Receipt, Sync
 from coherent_cache.errors import CacheUnavailable, NamespaceMismatch
 from coherent_cache.keys import ShardNames, shard_names
 from coherent_cache.remote.connection import ReplyError, pack
 from coherent_cache.versions import EPOCH_BYTES
-from coherent_cache.wire import FORMAT, Kind, encode_message_ends, schema_bytes
+from coherent_cache.wire import FORMAT, Kind, encode_message_ends, encode_receipt, schema_bytes
 
 MISMATCH: Final = "CCMISMATCH"
 """First word of the error that scripts answer if the namespace was created with other settings."""
@@ -81,6 +86,7 @@ TOUCH: Final = Script.load("common", "write", "envelope", "touch")
 FLOOR: Final = Script.load("common", "write", "floor")
 BATCH: Final = Script.load("common", "write", "envelope", "batch")
 SYNC: Final = Script.load("common", "sync")
+MEMBERS: Final = Script.load("members")
 
 STORE_WORDS: Final = 17
 """Words of the call that stores one value."""
@@ -220,16 +226,28 @@ class StoreCall(NamedTuple):
         return _parse_write(_answer(replies), server, sent_at)
 
 
+class PlainCall(NamedTuple):
+    """One ordinary command, answered by a number."""
+
+    packed: bytes
+    replies: int = 1
+
+    def parse(self, replies: list[Any], _server: str, _sent_at: float) -> Left:
+        """Make a reply; see :class:`Call`."""
+        return Left(int(_answer(replies)) > 0)
+
+
 class Scripts:
     """The scripts of one instance: knows the namespace's names in Redis and the instance's own."""
 
-    def __init__(self, settings: Settings, *, instance_id: str, database: int) -> None:
+    def __init__(self, settings: Settings, *, instance_id: str, database: int, member: str = "-") -> None:
         """Prepare what all calls have in common.
 
         Args:
             settings: the instance's settings.
             instance_id: its name, the origin of its messages.
             database: number of the Redis database.
+            member: the instance's name among the members (P12).
         """
         self.names = tuple(shard_names(settings.namespace, index, database) for index in range(settings.shards))
         self._namespace = settings.namespace
@@ -238,6 +256,8 @@ class Scripts:
         self._schema = schema_bytes(settings.schema)
         self._log_length = settings.log_length
         self._replay_limit = settings.replay_limit
+        self._bound_ms = round(settings.longest_age * 1000)
+        self.member = member
         self.origin = instance_id
         fields = ("epoch", "seq", "floor", "tag_seq", "config")
         self._packers = tuple(
@@ -248,7 +268,7 @@ class Scripts:
         self._store_parts = tuple(map(self._packed_store_parts, self.names))
         self._read_heads = tuple(_MULTI + pack(("HMGET", names.clock, *fields)) for names in self.names)
 
-    def call(self, request: Request) -> Call:  # noqa: PLR0911  # one line or two per request
+    def call(self, request: Request) -> Call:  # noqa: C901, PLR0911  # one line or two per request
         """Make the call for a request."""
         match request:
             case ReadRequest():
@@ -259,14 +279,16 @@ class Scripts:
                 values = tuple(map(self._value(request.shard), request.keys))
                 keys = (*values, self.names[request.shard].probe)
                 arguments = (*_condition(request.condition), self._schema)
-                return self._write(DELETE, request.shard, keys, Kind.DELETE, request.keys, arguments)
+                return self._write(DELETE, request.shard, keys, Kind.DELETE, request.keys, arguments, request.entropy)
             case TouchRequest():
                 value = self._value(request.shard)(request.key)
                 ttl_and_schema = (request.ttl_ms, self._schema)
                 return self._write(TOUCH, request.shard, (value,), Kind.TOUCH, (request.key,), ttl_and_schema)
             case FloorRequest():
                 probe = self.names[request.shard].probe
-                return self._write(FLOOR, request.shard, (probe,), request.kind, request.tags, request.tags)
+                return self._write(
+                    FLOOR, request.shard, (probe,), request.kind, request.tags, request.tags, request.entropy
+                )
             case BatchRequest():
                 keys = (*map(self._value(request.shard), request.keys), self.names[request.shard].probe)
                 batch_arguments = (len(request.ttls_ms), *request.ttls_ms, *request.parts, self._schema)
@@ -283,6 +305,10 @@ class Scripts:
                 names, key = self.names[shard], lease.key.encode("utf-8")
                 place = names.refresh(key) if lease.version else names.value(key)
                 return ScriptCall(RENEW, (1, place, lease.content, lease_ms), _parse_renewal)
+            case MembersRequest(shard):
+                return ScriptCall(MEMBERS, (1, self.names[shard].members), _parse_members)
+            case LeaveRequest(shard):
+                return PlainCall(pack((b"HDEL", self.names[shard].members, self.member)))
             case _:
                 raise AssertionError(f"{type(request).__name__} is not for Redis")
 
@@ -295,11 +321,17 @@ class Scripts:
         """
         names = self.names[command.shard]
         arguments = (
-            3, names.clock, names.log, names.probe,
+            4, names.clock, names.log, names.probe, names.members,
             self._config, command.token, os.urandom(EPOCH_BYTES),
             "" if command.seq is None else command.seq, self._replay_limit, channel,
+            self.member, self._bound_ms,
         )  # fmt: skip
         return ScriptCall(SYNC, arguments, _no_parser)
+
+    def receipt(self, receipt: Receipt) -> PlainCall:
+        """Make the call that tells a writer that its message was applied here (P12)."""
+        channel = self.names[receipt.shard].receipts(receipt.origin)
+        return PlainCall(pack((b"PUBLISH", channel, encode_receipt(receipt.nonce, self.member))))
 
     def error(self, error: ReplyError) -> NamespaceMismatch | None:
         """Return the error that a script's own error answer stands for, None if it is not a script's own."""
@@ -341,7 +373,7 @@ class Scripts:
         return ReadCall(b"".join((self._read_heads[request.shard], get, _TIME_EXEC)), 5, self._config)
 
     def _store(self, request: StoreRequest) -> Call:
-        if len(request.keys) == 1 and request.condition is None:
+        if len(request.keys) == 1 and request.condition is None and not request.entropy:
             return self._store_one(request)
         prefix = self.names[request.shard].values
         values = tuple([prefix + key.encode("utf-8") for key in request.keys])
@@ -349,7 +381,7 @@ class Scripts:
         script = STORE
         if request.condition is not None:
             script, arguments = STORE_IF, (*arguments, self._schema)
-        return self._write(script, request.shard, values, Kind.SET, request.keys, arguments)
+        return self._write(script, request.shard, values, Kind.SET, request.keys, arguments, request.entropy)
 
     def _store_one(self, request: StoreRequest) -> StoreCall:
         start, start_with_text, settings, message_head = self._store_parts[request.shard]
@@ -407,14 +439,16 @@ class Scripts:
         kind: Kind,
         message_names: tuple[str, ...],
         arguments: Sequence[Any],
+        entropy: bytes = b"",
     ) -> Call:
-        names = self.names[shard]
-        head, tail = encode_message_ends(kind, self.origin, message_names)
+        wants_receipts = bool(entropy)
+        names, entropy = self.names[shard], entropy or self._random()
+        head, tail = encode_message_ends(kind, self.origin, message_names, wants_receipts=wants_receipts)
         return ScriptCall(
             script,
             (
                 len(redis_keys) + 2, names.clock, names.log, *redis_keys,
-                self._config, names.channel, self._log_length, self._random(), head, tail, *arguments,
+                self._config, names.channel, self._log_length, entropy, head, tail, *arguments,
             ),
             _parse_write,
         )  # fmt: skip
@@ -445,6 +479,18 @@ def _parse_lease(raw: Any, server: str, sent_at: float) -> LeaseReply:
     now_ms = int(seconds) * 1000 + int(microseconds) // 1000
     read = ReadReply(epoch, int(seq), int(floor), 0, now_ms, (value or None,), (), server, sent_at)
     return LeaseReply(LeaseStatus(status.decode("ascii")), read, int(milliseconds) / 1000)
+
+
+def _parse_members(raw: Any, server: str, _sent_at: float) -> MembersReply:
+    now_ms, fields = int(raw[0]), raw[1:]
+    epoch, created_ms, members = b"", 0, []
+    for name, value in zip(fields[::2], fields[1::2], strict=True):
+        if name:
+            bound_ms, seen_ms = map(int, value.split(b":"))
+            members.append(Member(name.decode("ascii"), bound_ms, seen_ms))
+        else:
+            epoch, created_ms = value[:EPOCH_BYTES], int(value[EPOCH_BYTES:])
+    return MembersReply(epoch, created_ms, now_ms, tuple(members), server)
 
 
 def _parse_renewal(raw: Any, _server: str, _sent_at: float) -> RenewReply:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Final, Protocol
 
@@ -24,10 +25,10 @@ import redis
 from redis.connection import AbstractConnection
 
 from coherent_cache.config import Settings
-from coherent_cache.core.session import Command, Session, Subscribe, Sync
+from coherent_cache.core.session import Command, Receipt, Session, Subscribe, Sync
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.stats import Counters
-from coherent_cache.errors import CoherentCacheError, NamespaceMismatch
+from coherent_cache.errors import CacheUnavailable, CoherentCacheError, NamespaceMismatch
 from coherent_cache.events import Event, InternalError, SubscriberConnected, SubscriberLost
 from coherent_cache.remote.connection import ReplyError, pack
 from coherent_cache.remote.link import Item, Link, LinkLost, open_link
@@ -211,6 +212,7 @@ class Subscriber:
         mark = b"%s:%s" % (self._scripts.names[0].channel, os.urandom(8).hex().encode("ascii"))
         channels = {self._scripts.names[shard.index].channel: shard.index for shard in self._shards}
         marks = {b"%s:%d" % (mark, shard.index): shard.index for shard in self._shards}
+        receipts = {self._scripts.names[at].receipts(self._scripts.origin): at for at in channels.values()}
         session = Session(
             self._shards,
             server=link.server,
@@ -220,7 +222,7 @@ class Subscriber:
             replay_limit=self._settings.replay_limit if self._replays else 0,
             now=self._clock(),
         )
-        wire = _Wire(link, session, self._scripts, self._io, channels, {} if self._inline else marks)
+        wire = _Wire(link, session, self._scripts, self._io, channels, receipts, {} if self._inline else marks)
         self._link = link
         # From here on, not only from the resync on: a mark that is asked for through an idle connection to an old
         # primary would come from there for ever.
@@ -299,6 +301,7 @@ class _Wire:
         scripts: Scripts,
         io: SyncIO,
         channels: dict[bytes, int],
+        receipts: dict[bytes, int],
         marks: dict[bytes, int],
     ) -> None:
         self._link = link
@@ -306,18 +309,21 @@ class _Wire:
         self._scripts = scripts
         self._io = io
         self._channels = channels
+        self._receipts = receipts
         self._marks = marks
         self._mark_of = {shard: channel for channel, shard in marks.items()}
         self._confirmed: set[bytes] = set()
-        self._asked: deque[tuple[Sync, bool]] = deque()
+        self._asked: deque[tuple[Sync | Receipt, bool]] = deque()
 
     def send_outgoing(self) -> None:
         """Send what the session wants sent."""
         while self._session.outgoing:
             command: Command = self._session.outgoing.popleft()
             if isinstance(command, Subscribe):
-                # The marks first: a shard counts as confirmed with its own channel.
-                self._link.send(pack((b"SUBSCRIBE", *self._marks, *self._channels)))
+                # The others first: a shard counts as confirmed with its own channel.
+                self._link.send(pack((b"SUBSCRIBE", *self._marks, *self._receipts, *self._channels)))
+            elif isinstance(command, Receipt):
+                self._send_receipt(command)
             elif self._marks:
                 self._ask_for_mark(command)
             else:
@@ -330,6 +336,9 @@ class _Wire:
                 if item.channel in self._channels:
                     self._session.message(self._channels[item.channel], item.data, now)
                     return True
+                if item.channel in self._receipts:
+                    self._session.receipt(self._receipts[item.channel], item.data)
+                    return True
                 if item.channel in self._marks:
                     self._session.answer(self._marks[item.channel], item.data, now)
             case "subscribe":
@@ -341,18 +350,22 @@ class _Wire:
                 raise LinkLost(f"unexpected {item.kind}: {item.data!r:.100}")
             case "reply":
                 command, _ = self._asked.popleft()
-                if not isinstance(item.data, bytes):
-                    raise LinkLost("a sync script answered something else")
+                if isinstance(command, Receipt) and isinstance(item.data, int):
+                    return False  # to how many it went: says nothing about who has read it
+                if not (isinstance(command, Sync) and isinstance(item.data, bytes)):
+                    raise LinkLost("a command of the subscriber was answered by something else")
                 self._session.answer(command.shard, item.data, now)
             case _:
                 self._refused(*self._asked.popleft(), item.data)
         return False
 
-    def _refused(self, command: Sync, text_sent: bool, error: ReplyError) -> None:  # noqa: FBT001
+    def _refused(self, command: Sync | Receipt, text_sent: bool, error: ReplyError) -> None:  # noqa: FBT001
+        if _NOT_WHILE_SUBSCRIBED in str(error):
+            raise _NeedsMarks
+        if isinstance(command, Receipt):
+            return  # the writer waits a little longer
         if error.code == "NOSCRIPT" and not text_sent:
             self._ask_inline(command, text=True)
-        elif _NOT_WHILE_SUBSCRIBED in str(error):
-            raise _NeedsMarks
         else:
             raise self._scripts.error(error) or LinkLost(f"Redis refused the heartbeat: {error}")
 
@@ -360,6 +373,16 @@ class _Wire:
         call = self._scripts.sync(command)
         self._asked.append((command, text))
         self._link.send(call.packed_with_text() if text else call.packed)
+
+    def _send_receipt(self, receipt: Receipt) -> None:
+        """Tell a writer that its message was applied; if that fails, it waits a little longer (P12)."""
+        call = self._scripts.receipt(receipt)
+        if self._marks:
+            with suppress(CacheUnavailable):
+                self._io.ask(call)
+        else:
+            self._asked.append((receipt, False))
+            self._link.send(call.packed)
 
     def _ask_for_mark(self, command: Sync) -> None:
         answer, server = self._io.ask(self._scripts.sync(command, self._mark_of[command.shard]))

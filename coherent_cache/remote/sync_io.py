@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Final
 
 import redis
 
-from coherent_cache.core.requests import ReadRequest, Reply, Request
+from coherent_cache.core.requests import LeaveRequest, MembersRequest, ReadRequest, Reply, Request
 from coherent_cache.errors import CacheUnavailable
 from coherent_cache.remote.connection import CommandConnection, ConnectionLost, ReplyError, connect
-from coherent_cache.remote.scripts import Call, ReadCall, ScriptCall, Scripts, StoreCall
+from coherent_cache.remote.scripts import Call, PlainCall, ReadCall, ScriptCall, Scripts, StoreCall
 from coherent_cache.remote.topology import Endpoint
+
+_CHANGE_NO_VALUES: Final = frozenset((ReadRequest, MembersRequest, LeaveRequest))
 
 
 class ConnectionPool:
@@ -141,7 +143,7 @@ class SyncIO:
             NamespaceMismatch: the namespace was created with other settings. Nothing was done.
         """
         calls = [self._scripts.call(request) for request in requests]
-        writes = type(requests[0]) is not ReadRequest  # reads and writes are never sent together
+        writes = type(requests[0]) not in _CHANGE_NO_VALUES  # reads and writes are never sent together
         answers, server, sent_at = self._exchange(calls, writes=writes)
         replies = []
         for call, answer in zip(calls, answers, strict=True):
@@ -157,8 +159,8 @@ class SyncIO:
                 raise CacheUnavailable(message, maybe_applied=writes) from error
         return replies
 
-    def ask(self, call: ScriptCall) -> tuple[Any, str]:
-        """Run one script; return the raw answer (or ReplyError) and the run id of the server that gave it.
+    def ask(self, call: ScriptCall | PlainCall) -> tuple[Any, str]:
+        """Run one call; return the raw answer (or ReplyError) and the run id of the server that gave it.
 
         Raises:
             CacheUnavailable: Redis is away.

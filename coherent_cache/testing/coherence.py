@@ -101,7 +101,7 @@ def look(cache: CoherentCache, keys: list[str] | None) -> Look:
                     shared = entry.deadline >= entry.coded_deadline
                     payload = instance.codec.dumps(entry.value) if shared else entry.value
                     held[key] = Held(Version(epoch, entry.seq), payload)
-    return Look(cache.state, cache._longest_age(), held)  # noqa: SLF001
+    return Look(cache.state, cache._settings.longest_age, held)  # noqa: SLF001
 
 
 def _serves(cache: CoherentCache, shard: Shard, now: float) -> bool:

@@ -11,6 +11,8 @@
  *   - when all of these members have answered, if the writer has known this epoch for longer than BOUND, or
  *   - when BOUND has passed on the writer's clock since the reply came: who has not answered has stopped serving (P4).
  * BOUND is max_staleness plus what clocks may differ by in that time.
+ * (In the library the members are in a hash of their own, which another script reads after the write: who entered in
+ * between has seen the write. It can be lost without the epoch, so it must be older than BOUND as well.)
  *
  * Time is discrete here, and really counted: a clock is the number of ticks since something, up to a limit beyond which
  * nothing depends on it. A member's clock may be DRIFT ticks slower than the others. A question is sent, executed and

@@ -12,6 +12,7 @@ import pytest
 
 from coherent_cache import (
     MISSING,
+    Acknowledgement,
     CacheStats,
     CacheUnavailable,
     ConfigError,
@@ -876,3 +877,109 @@ def test_what_another_schema_has_loaded_is_loaded_again(make):
     assert new.get_or_set("nothing", lambda: MISSING, negative_ttl=100, default=1) == 1
     assert make(schema=3).get_or_set("nothing", lambda: 0 / 0, negative_ttl=100, default=2) == 2
     eventually(lambda: old.get_or_set("k", lambda: "old again") == "old again", "the message arrives")
+
+
+# -- acknowledged writes -----------------------------------------------------------------------------------------------
+
+SETTLED = {"max_staleness": 0.3, "heartbeat": 0.05}
+"""So that the time in which a new registry proves nothing is soon over."""
+
+WRITES = {
+    "set": lambda cache, **wait: cache.set("k", 2, **wait),
+    "delete": lambda cache, **wait: cache.delete("k", **wait),
+    "clear": lambda cache, **wait: cache.clear(**wait),
+    "invalidate_tags": lambda cache, **wait: cache.invalidate_tags("t", **wait),
+}
+
+
+@pytest.fixture
+def fleet(make):
+    """Three caches, of which the first has found out who the others are."""
+    caches = [make(**SETTLED) for _ in range(3)]
+    assert caches[0].set("warm", 1, wait=30).acknowledged
+    return caches
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_p12_when_an_acknowledged_write_returns_no_peer_serves_an_older_value(fleet, write):
+    writer, *readers = fleet
+    for _ in range(20):
+        assert writer.set("k", 1, tags=["t"], wait=30).acknowledged
+        assert [reader.get("k") for reader in readers] == [1, 1]
+        result = WRITES[write](writer, wait=30)
+        assert [reader.get("k") for reader in readers] == [2 if write == "set" else None] * 2
+        assert result.acknowledged
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_p12_it_tells_who_has_confirmed(fleet, write):
+    writer, *_ = fleet
+    version = writer.set("k", 1, tags=["t"])
+    eventually(lambda: _by_answers(WRITES[write](writer, wait=30)), "all confirm by answers")
+    result = WRITES[write](writer, wait=30)
+    assert isinstance(result, Acknowledgement)
+    assert result.version > version
+    assert 0 <= result.seconds < 30
+    assert result.existed is (False if write == "delete" else None)
+
+
+def _by_answers(result):
+    assert result.acknowledged
+    return (result.by, result.members, result.confirmed) == ("answers", 2, 2)
+
+
+def test_p12_two_caches_of_one_id_are_two_members(make):
+    writer, *_ = [make(instance_id="web", **SETTLED) for _ in range(3)]
+    eventually(lambda: _by_answers(writer.set("k", 1, wait=30)), "both others confirm")
+
+
+def test_p12_who_is_closed_is_not_waited_for(fleet):
+    writer, other, gone = fleet
+    gone.close()
+    eventually(lambda: writer.set("k", 1, wait=30).members == 1, "it has left")
+    assert not gone._runtime.instance.shards[0].tier.entries
+    assert other.get("k") == 1
+
+
+def test_p12_without_a_local_tier_a_writer_waits_for_the_bound(fleet, make):
+    result = make(local_enabled=False, **SETTLED).set("k", 1, wait=30)
+    assert result.by == "bound"
+    assert result.seconds >= SETTLED["max_staleness"]
+
+
+def test_p12_the_caller_may_wait_for_less(make):
+    """A cache that has only just begun does not know whether there are others."""
+    result = make(max_staleness=600).set("k", 1, wait=0.001)
+    assert (result.by, result.acknowledged) == ("timeout", False)
+
+
+def test_p12_several_shards_are_waited_for(make):
+    writer, reader = make(shards=3, **SETTLED), make(shards=3, **SETTLED)
+    for key in "abcdefgh":
+        writer.set(key, 1)
+        assert reader.get(key) == 1
+    assert writer.clear(wait=30).acknowledged
+    assert [reader.get(key) for key in "abcdefgh"] == [None] * 8
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("wait", [0, -1, True, "1", float("nan"), float("inf")])
+def test_p12_a_wait_is_seconds(cache, write, wait):
+    before = cache.set("k", 1, tags=["t"])
+    with pytest.raises(ConfigError, match="wait"):
+        WRITES[write](cache, wait=wait)
+    assert cache.get_entry("k").version == before
+
+
+def test_p12_a_condition_that_does_not_hold_is_told_as_ever(cache):
+    cache.set("k", 1)
+    with pytest.raises(VersionConflict):
+        cache.set("k", 2, if_version=MISSING, wait=1)
+    assert cache.get("k") == 1
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_p12_an_acknowledged_delete_tells_whether_the_value_was_there(cache, there):
+    if there:
+        cache.set("k", 1)
+    assert cache.delete("k", wait=0.001).existed is there

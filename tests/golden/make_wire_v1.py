@@ -32,6 +32,7 @@ from coherent_cache.wire import (
     encode_envelope,
     encode_message,
     encode_message_ends,
+    encode_receipt,
     encode_sync_reply,
     envelope_prefix,
 )
@@ -174,7 +175,8 @@ def message(kind: Kind, names: list[str], **changes: Any) -> dict[str, Any]:
     }
     fields |= changes
     plain = fields | {"epoch": EPOCH, "nonce": NONCE, "previous": PREVIOUS}
-    head, tail = encode_message_ends(kind, fields["origin"], tuple(names))
+    wants_receipts = fields.get("wants_receipts", False)
+    head, tail = encode_message_ends(kind, fields["origin"], tuple(names), wants_receipts=wants_receipts)
     seconds, microseconds = divmod(fields["time_us"], 1_000_000)
     middle = b"\xc4\x10" + EPOCH + str8(str(fields["seq"])) + b"\xc4\x08" + NONCE
     middle += b"\xc4\x08" + PREVIOUS
@@ -198,6 +200,16 @@ def messages() -> list[dict[str, Any]]:
         message(Kind.SET, ["a"], seq=1, time_us=0, origin="host-12-9f"),
         message(Kind.SET, ["a"], seq=MAX_SEQ, origin="x" * 120),
         message(Kind.BATCH, ["a", "grün"]),
+        *[message(kind, ["a"], wants_receipts=True) for kind in (Kind.SET, Kind.DELETE, Kind.TAG)],
+        message(Kind.CLEAR, [], wants_receipts=True),
+    ]
+
+
+def receipts() -> list[dict[str, Any]]:
+    """Return records of receipts."""
+    return [
+        {"nonce": nonce.hex(), "member": member, "bytes": recorded(encode_receipt(nonce, member))}
+        for nonce, member in [(NONCE, "me:0123456789abcdef"), (bytes(8), "x" * 137)]
     ]
 
 
@@ -248,6 +260,8 @@ def names(namespace: str, shard: int, database: int) -> dict[str, Any]:
         "clock": made.clock.decode(),
         "log": made.log.decode(),
         "probe": made.probe.decode(),
+        "members": made.members.decode(),
+        "receipts": {origin: made.receipts(origin).decode() for origin in ("me", "host-12-9f")},
         "channel": made.channel.decode(),
         "values": {key: made.value(key.encode()).decode() for key in KEYS[:-1]},
     }
@@ -261,6 +275,7 @@ def build() -> dict[str, Any]:
         "flagged_envelopes": flagged_envelopes(),
         "compressed": compressed(),
         "messages": messages(),
+        "receipts": receipts(),
         "sync_replies": sync_replies(),
         "names": [names("shop", 0, 0), names("shop", 0, 15), names("A-z_0.9", 1023, 3)],
         "shards": [

@@ -13,12 +13,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from unittest.mock import patch
 
-from coherent_cache.core import batching, loading, operations
-from coherent_cache.core.session import Session
+from coherent_cache.core import acknowledging, batching, loading, operations
+from coherent_cache.core.session import Receipt, Session
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.tokens import TokenTable
+from coherent_cache.core.waiting import Collector
 from coherent_cache.testing.simulation.calls import Call
+from coherent_cache.testing.simulation.network import Link
 from coherent_cache.testing.simulation.server import Server
+from coherent_cache.wire import WireError, decode_message
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Mutation:
         rule: what it takes away.
         patches: (owner, attribute, replacement, or pairs of old and new text).
         profile: kind of schedules that shows it; None for the mixture.
-        seeds: how many of them must suffice.
+        seeds: how many of them must suffice; 0 for what is so rare that a trail alone shows it.
     """
 
     name: str
@@ -89,6 +92,23 @@ REVIVE = (
 )
 
 FAST = ('getattr(reply, "floor", -1) >= self._floor', "True")
+
+ARRIVE = Link._arrive
+
+
+def confirm_on_arrival(link):
+    """Let a link confirm what it has received, whether anybody has applied it or not."""
+    before = len(link.arrived)
+    ARRIVE(link)
+    if len(link.arrived) > before and link.arrived[-1].kind == "message":
+        shard, data = link.arrived[-1][1:3]
+        try:
+            message = decode_message(data)
+        except WireError:
+            return
+        if message.wants_receipts and message.origin != link.origin:
+            link.run(Receipt(shard, message.origin, message.nonce), link.server)
+
 
 MUTATIONS = [
     Mutation(
@@ -262,7 +282,13 @@ MUTATIONS = [
     ),
     Mutation(
         "probe", "P4: only a primary that accepts writes proves anything",
-        ((Session, "answer", ("reply.status not in WRITABLE_STATUSES", "False")),), "failover", 3000,
+        (
+            (
+                Session, "answer",
+                ("reply.status and (question.resync or reply.status not in WRITABLE_STATUSES)", "False"),
+            ),
+        ),
+        "failover", 3000,
     ),
     Mutation(
         "order_of_servers", "P16: versions of another server have no order with those held",
@@ -292,6 +318,58 @@ MUTATIONS = [
     Mutation(
         "refresh_version", "P11: a refresh replaces the version that was there when it began, and no other",
         ((Server, "_holds", ("seq == lease.version", "True")),), "loads", 1000,
+    ),
+    Mutation(
+        "receipts", "P12: the write waits until all members have confirmed",
+        ((Collector, "_look", ("if self.complete", "self.received |= self._expected or set()\n    if self.complete")),),
+        "acknowledged", 500,
+    ),
+    Mutation(
+        "confirm_early", "P12: a member confirms after it has applied, not when the message arrives",
+        ((Link, "_arrive", confirm_on_arrival),), "acknowledged", 500,
+    ),
+    Mutation(
+        "receivers_only", "P12: members are those that may serve something, not those that the message has reached",
+        (
+            (
+                Server, "_members",
+                ("if entry[1] >= last", "if any(link.instance.member == name for link in self.links)"),
+            ),
+        ),
+        "acknowledged", 500,
+    ),
+    Mutation(
+        "young_epoch", "P12: what this instance has not known for long may lack members (W5)",
+        ((acknowledging._Case, "proof_from", ("registered_since + bound", "-inf")),), "acknowledged faults", 0,
+    ),
+    Mutation(
+        "young_registry", "P12: a registry that was begun just now lacks members",
+        ((acknowledging._Case, "expect", ("now + bound - (reply.now_ms - reply.created_ms) / 1000", "now")),),
+        "acknowledged", 0,
+    ),
+    Mutation(
+        "wait_from_send", "P12: the bound runs from when the reply came",
+        ((acknowledging, "_wait", ("replied_at + bound", "scripts[0][1].sent_at + bound")),), "acknowledged", 0,
+    ),
+    Mutation(
+        "clock_margin", "P12: clocks run at different rates",
+        ((acknowledging, "CLOCK_MARGIN", 0.0),), "acknowledged", 0,
+    ),
+    Mutation(
+        "enter_first", "P12: who cannot be entered proves nothing new",
+        ((Session, "answer", ("question.resync or ", "")),), "acknowledged faults", 0,
+    ),
+    Mutation(
+        "note_registry", "P12: while members could not be entered, a registry says nothing",
+        ((Shard, "note_registry", ("if not entered:", "if False:")),), "acknowledged faults", 0,
+    ),
+    Mutation(
+        "members_of_another", "P12: the members of another server, or of another history, are not those of this one",
+        (
+            (acknowledging._Case, "__init__", ("and (reply.epoch, reply.server) == (write.epoch, write.server)", "")),
+            (Shard, "registered_since", ("(epoch, server) == (self.epoch, self.server)", "True")),
+        ),
+        "acknowledged faults", 1000,
     ),
     Mutation(
         "early", "P11: who asks while a loader runs is not given what it returns, but looks again",

@@ -9,10 +9,14 @@ from tests.simulation.trails import TRAILS
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+@pytest.mark.parametrize("mutation", [each for each in MUTATIONS if each.seeds], ids=lambda mutation: mutation.name)
 def test_drawn_schedules_find_a_rule_that_is_switched_off(mutation):
     with mutation.applied():
         assert any(violation_of(draw(seed, mutation.profile)) for seed in range(mutation.seeds)), mutation.rule
+
+
+def test_every_rule_is_shown_by_something():
+    assert {mutation.name for mutation in MUTATIONS if not mutation.seeds} <= set(TRAILS)
 
 
 @pytest.mark.parametrize("name", TRAILS)

@@ -36,12 +36,17 @@ def load(at, slot, seconds=0.5, *, how="value", tags=(), refresh=False, delays=Q
     return (at, slot, "load", ("k1", seconds, how, tags, None, None, refresh), delays)
 
 
+def set_wait(at, slot, *, delays=QUICK):
+    return (at, slot, "set_wait", ("k1", 20.0), delays)
+
+
 def fault(at, slot, action, *numbers, key="k1"):
     return (at, slot, action, (key, *(*numbers, 0.0, 0.0, 0.0)[:3]))
 
 
 SLOWLY_BACK = (0.0, 0.01, 0.4)
 CRASH, DEMOTE, ZOMBIE = 0.1, 0.5, 0.9  # how a primary is replaced
+DISK_FULL = 0.6  # why writes are refused
 
 TRAILS = {
     # a reads v1; b writes v2; its message marks the token, there is nothing to evict; a would insert v1 for ever.
@@ -111,6 +116,38 @@ TRAILS = {
     "renewal_revives": trail(load(1.1, A, 1.2), (1.2, B, "delete", (("k1",),))),
     # a refreshes v1; the database is changed and b stores v2; a would put what it has read over it.
     "refresh_version": trail(put(0.5, B), load(1.1, A, refresh=True), put(1.2, B)),
+    # a has proven its freshness; then it hears nothing more: b's write must wait until a has ceased to serve (P12).
+    "receipts": trail(put(0.5, B), get(3.9, A), fault(4.05, A, "black_hole"), set_wait(4.1, B)),
+    "receivers_only": trail(put(0.5, B), get(3.9, A), fault(4.05, A, "black_hole"), set_wait(4.1, B)),
+    # a's process is stopped: the message arrives, and nobody reads it.
+    "confirm_early": trail(put(0.5, B), get(3.9, A), fault(4.05, A, "pause", 0.5), set_wait(4.1, B)),
+    # a hears nothing more; then the registry is lost; b alone enters the new one.
+    "young_registry": trail(
+        put(0.5, B), get(3.9, A), fault(4.02, A, "black_hole"), fault(4.03, B, "lose_registry"), set_wait(5.1, B)
+    ),
+    # b's child enters after the last replication and notices nothing of the failover; a and b find a registry that
+    # lacks it.
+    "young_epoch": trail(
+        put(0.5, B), fault(0.9, B, "replicate"), fault(1.0, B, "fork"), fault(1.1, A, "rest"), get(4.0, B),
+        fault(4.09, B, "cut"), fault(4.091, A, "cut"), fault(4.1, A, "fail_over", CRASH, 0.9),
+        fault(4.13, A, "cut_commands"), set_wait(5.2, A),
+    ),
+    # a proves its freshness while b's write is on its way to Redis, and hears nothing more.
+    "wait_from_send": trail(
+        put(0.5, B), get(0.9, A), set_wait(1.5, B, delays=(0.0, 0.6, 0.001)), fault(2.05, A, "black_hole")
+    ),
+    # b's clock runs faster than a's.
+    "clock_margin": trail(put(0.5, B), get(3.9, A), fault(4.16, A, "black_hole"), set_wait(4.17, B), drift=0.05),
+    # a's child begins while Redis can enter nobody, between two heartbeats of b, and hears nothing more.
+    "enter_first": trail(
+        put(0.5, B), fault(4.1, B, "refuse", 0.05, DISK_FULL), fault(4.11, A, "fork"), fault(4.12, B, "rest"),
+        get(4.2, A), fault(4.25, B, "rest"), fault(4.26, A, "black_hole"), set_wait(4.4, B),
+    ),
+    # Redis can enter nobody for so long that a counts as silent; then a hears nothing more.
+    "note_registry": trail(
+        put(0.5, B), get(3.9, A), fault(4.0, B, "refuse", 3.0, DISK_FULL), fault(15.5, A, "black_hole"),
+        set_wait(16.1, B),
+    ),
     # A thread of a loads; the database is changed and a deletes; another thread of a must not get what the first read.
     "early": trail(load(1.1, A), (1.2, A, "delete", (("k1",),)), load(1.3, A)),
     # The log was trimmed while a was away: what is left of it must not be replayed over the hole.

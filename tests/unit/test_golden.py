@@ -61,7 +61,8 @@ def test_the_file_has_not_lost_anything():
         "envelopes": 35,
         "flagged_envelopes": 7,
         "compressed": 6,
-        "messages": 12,
+        "messages": 16,
+        "receipts": 2,
         "sync_replies": 4,
         "names": 3,
         "shards": 9,
@@ -126,6 +127,7 @@ def test_messages(record):
         time_us=record["time_us"],
         origin=record["origin"],
         names=tuple(record["names"]),
+        wants_receipts=record.get("wants_receipts", False),
     )
 
     data = wire.encode_message(message)
@@ -140,7 +142,12 @@ def test_messages_as_the_scripts_write_them(record):
         digits = str(number).encode()
         return b"\xd9" + bytes((len(digits),)) + digits
 
-    head, tail = wire.encode_message_ends(Kind(record["kind"]), record["origin"], tuple(record["names"]))
+    head, tail = wire.encode_message_ends(
+        Kind(record["kind"]),
+        record["origin"],
+        tuple(record["names"]),
+        wants_receipts=record.get("wants_receipts", False),
+    )
     seconds, microseconds = divmod(record["time_us"], 1_000_000)
     epoch, nonce, previous = (bytes.fromhex(record[name]) for name in ("epoch", "nonce", "previous"))
     middle = b"\xc4\x10" + epoch + text(record["seq"]) + b"\xc4\x08" + nonce + b"\xc4\x08" + previous
@@ -170,12 +177,23 @@ def test_sync_replies(record):
     assert wire.decode_sync_reply(bytes.fromhex(record["bytes_of_scripts"]["hex"])) == reply
 
 
+@pytest.mark.parametrize("record", records("receipts"))
+def test_receipts(record):
+    nonce, member = bytes.fromhex(record["nonce"]), record["member"]
+
+    data = wire.encode_receipt(nonce, member)
+    assert_recorded(data, record["bytes"])
+    assert wire.decode_receipt(data) == (nonce, member)
+
+
 @pytest.mark.parametrize("record", records("names"))
 def test_names_in_redis(record):
     names = shard_names(record["namespace"], record["shard"], record["database"])
 
-    for name in ("clock", "log", "probe", "channel"):
+    for name in ("clock", "log", "probe", "members", "channel"):
         assert getattr(names, name).decode() == record[name]
+    for origin, channel in record["receipts"].items():
+        assert names.receipts(origin) == channel.encode()
     for key, name in record["values"].items():
         assert names.value(key.encode()) == name.encode()
 

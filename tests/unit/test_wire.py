@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgpack
 import pytest
 
+from coherent_cache import wire
 from coherent_cache.keys import DIGEST_BYTES, MAX_TAG_BYTES, MAX_TAGS, key_digest
 from coherent_cache.versions import EPOCH_BYTES, MAX_SEQ, NONCE_BYTES
 from coherent_cache.wire import (
@@ -25,11 +26,13 @@ from coherent_cache.wire import (
     compressed_prefix,
     decode_envelope,
     decode_message,
+    decode_receipt,
     decode_sync_reply,
     encode_content,
     encode_envelope,
     encode_message,
     encode_message_ends,
+    encode_receipt,
     encode_sync_reply,
     envelope_prefix,
     schema_bytes,
@@ -111,6 +114,8 @@ def test_the_numbers_of_the_wire_never_change():
         "BATCH": 6,
         "RELEASE": 7,
     }
+    assert wire._WANTS_RECEIPTS == 0x40
+    assert all(kind < 0x40 for kind in Kind)
     assert (CODE_NOTHING, CODE_LEASE, TOKEN_BYTES) == (253, 254, 16)
 
 
@@ -408,6 +413,16 @@ def test_a_message_comes_back(kind, names):
     assert type(decoded.kind) is Kind
 
 
+@pytest.mark.parametrize("kind", Kind)
+def test_p12_a_bit_of_the_kind_asks_for_receipts(kind):
+    original = message(kind=kind, wants_receipts=True)
+    plain, asking = encode_message(original._replace(wants_receipts=False)), encode_message(original)
+
+    assert decode_message(asking) == original
+    assert (len(asking), asking[2]) == (len(plain), plain[2] | 0x40)
+    assert encode_message_ends(kind, "me", (), wants_receipts=True)[0] == asking[:3]
+
+
 def test_a_message_has_the_documented_layout():
     data = encode_message(message())
 
@@ -447,7 +462,7 @@ def test_a_message_of_another_format_is_told_from_damage(data):
         decode_message(data)
 
 
-@pytest.mark.parametrize("kind", [0, 8, 255, -1, 2**40])
+@pytest.mark.parametrize("kind", [0, 8, 255, -1, 2**40, 0x40, 0x48, 0x80, 0x81, 0x140, -0x40, -0x3F])
 def test_a_message_of_an_unknown_kind_is_another_format(kind):
     with pytest.raises(UnknownFormat, match="kind"):
         decode_message(packed(MESSAGE_FIELDS, {0: kind}))
@@ -495,7 +510,7 @@ def test_a_message_has_neither_fewer_nor_more_fields(length):
             decode_message(packed(fields))
 
 
-@pytest.mark.parametrize("decoder", [decode_message, decode_sync_reply])
+@pytest.mark.parametrize("decoder", [decode_message, decode_sync_reply, decode_receipt])
 @pytest.mark.parametrize("body", [5, "text", {"a": 1}, None, b"bytes"])
 def test_what_is_no_array_is_refused(decoder, body):
     with pytest.raises(WireError, match="other types"):
@@ -535,7 +550,10 @@ def test_a_position_out_of_range_is_refused(seq):
         decode_message(packed(MESSAGE_FIELDS, {2: seq}))
 
 
-@pytest.mark.parametrize(("decoder", "what"), [(decode_message, "message"), (decode_sync_reply, "sync reply")])
+@pytest.mark.parametrize(
+    ("decoder", "what"),
+    [(decode_message, "message"), (decode_sync_reply, "sync reply"), (decode_receipt, "receipt")],
+)
 def test_no_bytes_at_all_are_refused(decoder, what):
     with pytest.raises(WireError, match=f"empty {what}"):
         decoder(b"")
@@ -631,6 +649,34 @@ def test_a_message_is_no_sync_reply_and_the_other_way_round():
 
 
 # --- errors ---
+
+
+# --- receipts ---
+
+
+@pytest.mark.parametrize("member", ["", "host-1-abc:0123456789abcdef", "x" * 137])
+def test_p12_a_receipt_comes_back(member):
+    data = encode_receipt(NONCE, member)
+
+    assert decode_receipt(data) == (NONCE, member)
+    assert data[0] == MESSAGE_FORMAT
+    assert msgpack.unpackb(data[1:]) == [NONCE, member]
+
+
+def test_every_truncation_of_a_receipt_is_refused():
+    data = encode_receipt(NONCE, "me")
+
+    for length in range(len(data)):
+        with pytest.raises(WireError):
+            decode_receipt(data[:length])
+
+
+@pytest.mark.parametrize(
+    "fields", [[], [NONCE], [NONCE, "me", 1], ["n" * 8, "me"], [NONCE, b"me"], [NONCE[:7], "me"], [NONCE + b"x", "me"]]
+)
+def test_a_receipt_is_a_nonce_and_a_text(fields):
+    with pytest.raises(WireError):
+        decode_receipt(packed(fields))
 
 
 def test_errors_are_value_errors_of_one_family():

@@ -1,7 +1,8 @@
--- The clock of a shard, and its log from a position on: heartbeat and resync (rules P4, P6). KEYS[3] the probe key.
+-- The clock of a shard, and its log from a position on: heartbeat and resync (rules P4, P6). KEYS[3] the probe key, KEYS[4]
+-- the registry of members.
 -- ARGV[2] token, ARGV[3] 16 random bytes: epoch, and in their first half nonce, if a clock must be made; ARGV[4]
 -- position to replay from or '', ARGV[5] most messages to replay, ARGV[6] channel to publish the answer on, empty to
--- return it.
+-- return it; ARGV[7] name of the member that asks, ARGV[8] milliseconds that it may serve what it has without asking.
 -- The answer is the sync reply that wire.py describes, or an error.
 
 local function bin(s)
@@ -28,6 +29,22 @@ if not epoch then
   end
 end
 
+-- Whoever gets a proof of freshness is entered first (rule P12). A registry that is lost does no harm, one that lacks a
+-- member would.
+local time = redis.call('TIME')
+if status == '' then
+  local head = redis.pcall('HGET', KEYS[4], '')
+  local now = decimal(tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
+  local entered
+  if type(head) == 'string' and string.sub(head, 1, 16) == epoch then
+    entered = redis.pcall('HSET', KEYS[4], ARGV[7], ARGV[8] .. ':' .. now)
+  else
+    redis.call('DEL', KEYS[4])
+    entered = redis.pcall('HSET', KEYS[4], '', epoch .. now, ARGV[7], ARGV[8] .. ':' .. now)
+  end
+  if type(entered) == 'table' then redis.call('DEL', KEYS[4]) end
+end
+
 -- In pieces, and not beyond a mebibyte: a replay that does not fit into the subscriber's output buffer would end its
 -- connection, each time again. Entries that are missing make the asker flush.
 local entries, bytes = {}, 0
@@ -47,7 +64,7 @@ if ARGV[4] ~= '' then
 end
 
 local function text(s) return '\217' .. string.char(#s) .. s end
-local count, time = #entries, redis.call('TIME')
+local count = #entries
 local answer = '\001\152' .. bin(ARGV[2]) .. text(status) .. bin(epoch) .. text(decimal(seq)) .. bin(nonce)
   .. text(time[1]) .. text(time[2]) .. '\220' .. string.char(math.floor(count / 256), count % 256)
   .. table.concat(entries)

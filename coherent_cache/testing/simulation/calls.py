@@ -12,6 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from coherent_cache.core import batching, loading, operations
+from coherent_cache.core.acknowledging import Acknowledgement, acknowledge
 from coherent_cache.core.entries import Entry, RemovalCause
 from coherent_cache.core.leasing import LoaderError, Result
 from coherent_cache.core.load_options import LoadOptions
@@ -26,8 +27,12 @@ from coherent_cache.core.requests import (
     LeaseReply,
     LeaseRequest,
     LeaseStatus,
+    LeaveRequest,
+    Left,
     Loaded,
     LoadRequest,
+    MembersReply,
+    MembersRequest,
     Operation,
     ReadRequest,
     RedisReply,
@@ -59,6 +64,9 @@ if TYPE_CHECKING:
     from coherent_cache.testing.simulation.world import World
 
 UPDATE_ATTEMPTS: Final = 3
+
+ROUNDING: Final = 1e-9
+"""Seconds by which a wait is longer, so that the clock that ends it has come to its end."""
 
 
 class Cancelled(BaseException):
@@ -288,7 +296,7 @@ class Call:
                 stage = self._stage
                 waiter.listen(lambda: loop.at(loop.now, process, self._wake, waiter, stage))
                 if until < inf:
-                    loop.at(max(loop.now, process.to_global(until)), process, self._wake, waiter, stage)
+                    loop.at(max(loop.now, process.to_global(until) + ROUNDING), process, self._wake, waiter, stage)
             case SpawnRequest(operation):
                 Call(process, self.step, self).begin_background(operation)
                 self._advance(partial(self._resume, Spawned(running=True)))
@@ -406,7 +414,7 @@ class Call:
             case FillRequest():
                 assert isinstance(reply, WriteReply)
                 return request.keys if reply.applied else ()
-            case ReleaseRequest() | RenewRequest():
+            case ReleaseRequest() | RenewRequest() | MembersRequest() | LeaveRequest():
                 return ()
             case ReadRequest():
                 return [key.decode() for key in request.keys]
@@ -494,6 +502,10 @@ def _remove(call: Call, key: str) -> Operation[Any]:
     )
 
 
+def _acknowledged(call: Call, wait: float, write: Callable[..., Any], *args: Any, **options: Any) -> Operation[Any]:
+    return acknowledge(call.process.core, partial(write, call.process.core, *args, **options), wait)
+
+
 OPERATIONS: Final[dict[str, Callable[..., Operation[Any]]]] = {
     "read": lambda call, keys: operations.read(call.process.core, keys),
     "set": _store,
@@ -505,6 +517,12 @@ OPERATIONS: Final[dict[str, Callable[..., Operation[Any]]]] = {
     "touch": lambda call, key, ttl: operations.touch(call.process.core, key, ttl),
     "clear": lambda call: operations.raise_floor(call.process.core, Kind.CLEAR),
     "invalidate": lambda call, tag: operations.raise_floor(call.process.core, Kind.TAG, (tag,)),
+    "set_wait": lambda call, key, wait: _acknowledged(
+        call, wait, operations.store_one, key, call.value(), ttl=None, tags=("t1",), condition=None
+    ),
+    "delete_wait": lambda call, key, wait: _acknowledged(call, wait, operations.delete, (key,)),
+    "clear_wait": lambda call, wait: _acknowledged(call, wait, operations.raise_floor, Kind.CLEAR),
+    "invalidate_wait": lambda call, tag, wait: _acknowledged(call, wait, operations.raise_floor, Kind.TAG, (tag,)),
 }
 """What goes to the core, by the name of a schedule's action."""
 
@@ -524,6 +542,10 @@ def _summary(replies: Sequence[RedisReply]) -> str:
             parts.append(f"{reply.status} at clock {reply.read.seq}")
         elif isinstance(reply, RenewReply):
             parts.append("renewed" if reply.held else "not there")
+        elif isinstance(reply, MembersReply):
+            parts.append(f"members {' '.join(sorted(member.name[:2] for member in reply.members))}")
+        elif isinstance(reply, Left):
+            parts.append("left")
         elif isinstance(reply, WriteReply):
             parts.append(f"@{reply.seq}" if reply.applied else f"not applied, clock {reply.seq}")
         else:
@@ -535,6 +557,8 @@ def _result(result: Any) -> str:
     if isinstance(result, Result):
         value = "nothing" if result.value is MISSING else f"v{number_of(result.value)}"
         return f"{value} from {result.tier}"
+    if isinstance(result, Acknowledgement):
+        return f"by {result.by}, {result.confirmed} of {result.members} confirmed, {result.seconds:.3f} s"
     if isinstance(result, operations.Found):
         return f"v{number_of(result.value)}@{result.version.seq}"
     if isinstance(result, dict):

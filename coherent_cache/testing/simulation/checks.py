@@ -3,6 +3,7 @@
 * contract 1: nothing older than what a completed operation of the same process returned or wrote;
 * contract 2, and I2: whatever is held was current at the horizon, so a hit is not staler than ``max_staleness``;
 * contract 3: once quiet, every local entry equals Redis, and every instance is coherent again;
+* contract 4: nothing older than what an acknowledged write of any process has written (as contract 1, everywhere);
 * contract 5: no value is returned or held that the primary did not store;
 * I4: what was invalidated in Redis does not come back;
 * I1: what is older than Redis' value has its message still in front of it;
@@ -17,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from coherent_cache.core import operations
+from coherent_cache.core.acknowledging import Acknowledgement
 from coherent_cache.core.entries import Entry
 from coherent_cache.core.leasing import Result
 from coherent_cache.core.operations import MISSING
@@ -152,9 +154,7 @@ def check_hit(call: Call, key: str, value: int, at: float) -> None:
         raise Violation("contract 1", f"{process.name} served {key}=v{value}, older than it had seen when asked")
     if change.tags and not exempt:
         _check_tags(process, change, index, call.tag_floors)
-    bound = process.settings.max_staleness
-    if process.settings.on_disconnect == "serve_stale":
-        bound = max(bound, process.settings.stale_limit)
+    bound = process.settings.longest_age
     if change.end + EPSILON < process.to_global(process.local() - bound) - (process.loop.now - at):
         raise Violation("contract 2", f"{process.name} served {key}=v{value}, current until {change.end:.4f} only")
     process.floors[key] = max(process.floors.get(key, 0), change.first)
@@ -189,6 +189,11 @@ def check_result(call: Call, result: Any) -> None:
             text = f"{process.name} read {key} as {number}, Redis had {call.seen[key][1]}"
             raise Violation("read", text)
     check_seen(call)
+    if isinstance(result, Acknowledgement) and result.acknowledged:
+        # No process may serve or read anything older from now on, as if it had written that itself.
+        for other in process.world.running():
+            _learn(other, call)
+            other.check()
 
 
 def _check_load(call: Call, result: Result) -> None:
@@ -212,6 +217,11 @@ def check_seen(call: Call) -> None:
     for key, (index, _) in call.seen.items():
         if index < call.floors.get(key, 0):
             raise Violation("contract 1", f"{process.name} got {key} from Redis older than it had seen")
+    _learn(process, call)
+
+
+def _learn(process: Process, call: Call) -> None:
+    for key, (index, _) in call.seen.items():
         process.floors[key] = max(process.floors.get(key, 0), index)
     for tag, index in call.invalidated.items():
         process.tag_floors[tag] = max(process.tag_floors.get(tag, 0), index)

@@ -171,6 +171,7 @@ def _flush(world: World, _process: Process, _key: str, _a: float, _b: float, _c:
             data.log.clear()
             data.values.clear()
             data.refreshes.clear()
+            data.lose_registry()
             data.gone.clear()
         world.look_at_all()
 
@@ -182,6 +183,12 @@ def _lose_clock(world: World, _process: Process, key: str, _a: float, _b: float,
         data.lose_clock()
         data.gone.clear()
         world.look_at_all()
+
+
+def _lose_registry(world: World, _process: Process, key: str, _a: float, _b: float, _c: float) -> None:
+    """Let Redis evict the registry of members."""
+    if world.primary is not None:
+        world.primary.data[world.shard_of(key)].lose_registry()
 
 
 def _lose_log(world: World, _process: Process, key: str, _a: float, _b: float, _c: float) -> None:
@@ -260,6 +267,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "misroute_commands": _misroute_commands,
     "flush": _flush,
     "lose_clock": _lose_clock,
+    "lose_registry": _lose_registry,
     "lose_log": _lose_log,
     "trim_log": _trim_log,
     "evict_value": _evict_value,

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, Final, NamedTuple
 
-from coherent_cache.core.session import Command, Subscribe
+from coherent_cache.core.instance import Instance
+from coherent_cache.core.session import Command, Receipt, Subscribe, Sync
 from coherent_cache.errors import CacheUnavailable
 from coherent_cache.testing.simulation.loop import Loop, Owner
 from coherent_cache.testing.simulation.server import Refused, Server
+from coherent_cache.wire import encode_receipt
 
 LOST: Final = 1000.0
 """A delay from which on a packet never arrives."""
@@ -23,7 +25,7 @@ class Item(NamedTuple):
     """Something that a server sent to a subscriber.
 
     Attributes:
-        kind: ``confirmed``, ``message`` or ``answer``.
+        kind: ``confirmed``, ``message``, ``receipt`` or ``answer``.
         shard: the shard.
         data: the bytes.
         taint: for an answer, how often the stream had been damaged in silence when the server gave it.
@@ -66,6 +68,8 @@ class Link:
 
     Attributes:
         server: the server at the other end.
+        instance: whose it is.
+        origin: its id.
         open: whether the client holds it open.
         arrived: what the client can read.
         pending: what is on its way to the client.
@@ -79,10 +83,20 @@ class Link:
     """
 
     def __init__(
-        self, loop: Loop, server: Server, weather: Weather, rng: Random, *, wake: Callable[[], None], buffer_limit: int
+        self,
+        loop: Loop,
+        server: Server,
+        weather: Weather,
+        rng: Random,
+        *,
+        wake: Callable[[], None],
+        buffer_limit: int,
+        instance: Instance,
     ) -> None:
-        """Open a connection to a server."""
+        """Open a connection of an instance to a server."""
         self.server = server
+        self.instance = instance
+        self.origin = instance.instance_id
         self.open = True
         self.arrived: deque[Item] = deque()
         self.pending: deque[Item] = deque()
@@ -144,7 +158,19 @@ class Link:
             for shard in command.shards:
                 self.push("confirmed", shard, b"")
         else:
-            self.push("answer", command.shard, server.sync(command.shard, command.token, command.seq))
+            self.run(command, server)
+
+    def run(self, command: Sync | Receipt, server: Server) -> None:
+        """Let a server run a command of this connection's owner."""
+        instance = self.instance
+        if isinstance(command, Receipt):
+            receipt = encode_receipt(command.nonce, instance.member)
+            server.publish_receipt(command.shard, command.origin, receipt)
+            return
+        bound_ms = round(instance.settings.longest_age * 1000)
+        answer = server.sync(command.shard, command.token, command.seq, member=instance.member, bound_ms=bound_ms)
+        if self in server.links:
+            self.push("answer", command.shard, answer)
 
     # -- the client's end ------------------------------------------------------------------------------------------
 

@@ -103,6 +103,7 @@ class Profile:
         share: how many of a thousand schedules are of this kind.
         replicates: how often a write is followed by a replication at once.
         operations: weights of the operations; None for the usual ones.
+        seconds: virtual length.
     """
 
     faults: dict[str, int] = field(default_factory=dict)
@@ -110,6 +111,7 @@ class Profile:
     share: int = 1
     replicates: float = 0.3
     operations: dict[str, int] | None = None
+    seconds: float = SECONDS
 
 
 _NETWORK: Final = {
@@ -137,6 +139,10 @@ _LOADS: Final = {
     "evict": 3, "clear_local": 1,
 }  # fmt: skip
 
+_ACKNOWLEDGED: Final = {
+    "set_wait": 16, "delete_wait": 5, "clear_wait": 2, "invalidate_wait": 4, "get": 45, "read": 4, "set": 8, "evict": 2,
+}  # fmt: skip
+
 PROFILES: Final = {
     "races": Profile(share=210),
     "network": Profile(_NETWORK, 5, 210),
@@ -150,6 +156,12 @@ PROFILES: Final = {
     "chaos": Profile(_NETWORK | _SERVER | _FAILOVER | _LIFE, 9, 100),
     "loads": Profile({"cancel": 1}, 2, 120, operations=_LOADS),
     "load faults": Profile(_NETWORK | _SERVER | _FAILOVER | _LIFE, 6, 80, operations=_LOADS),
+    "acknowledged": Profile(
+        _NETWORK | {"crash": 2, "fork": 3, "lose_registry": 3}, 5, 90, operations=_ACKNOWLEDGED, seconds=12.0
+    ),
+    "acknowledged faults": Profile(
+        _NETWORK | _SERVER | _FAILOVER | _LIFE | {"lose_registry": 4}, 6, 70, operations=_ACKNOWLEDGED, seconds=12.0
+    ),
 }
 """Kinds of schedules."""
 
@@ -189,6 +201,7 @@ def draw(seed: int, profile: str | None = None) -> Schedule:
         has_ttl=has_ttl,
         slow=rng.choice((0.0, 0.02, 0.08)),
         weights=kind.operations or _OPERATIONS,
+        seconds=kind.seconds,
     )
     steps = maker.operations(rng.randint(10, 34)) + maker.faults(kind)
     steps.sort()
@@ -225,13 +238,15 @@ class _Maker:
         has_ttl: bool,
         slow: float,
         weights: dict[str, int],
+        seconds: float,
     ) -> None:
         self._rng = rng
         self._processes = processes
         self._keys = keys
         self._has_ttl = has_ttl
         self._slow = slow
-        self._bursts = [(rng.uniform(0.3, SECONDS), rng.choice(keys)) for _ in range(rng.randint(3, 7))]
+        self._seconds = seconds
+        self._bursts = [(rng.uniform(0.3, seconds), rng.choice(keys)) for _ in range(rng.randint(3, 7))]
         self._names = list(weights)
         self._weights = list(weights.values())
 
@@ -270,6 +285,12 @@ class _Maker:
                 tags = rng.choice(((), (), ("t1",), ("t1", "t2")))
                 seconds = 10 ** rng.uniform(-2.5, 0.5)
                 return (key, seconds, how, tags, self._ttl(), rng.choice((None, None, None, 0.3)), rng.random() < 0.2)
+            case "set_wait" | "delete_wait":
+                return (key, self._wait())
+            case "clear_wait":
+                return (self._wait(),)
+            case "invalidate_wait":
+                return (rng.choice(("t1", "t1", "t2")), self._wait())
             case "invalidate":
                 return (rng.choice(("t1", "t1", "t2")),)
             case _:
@@ -280,6 +301,9 @@ class _Maker:
 
     def _ttl(self) -> float | None:
         return self._rng.choice((None, 0.4, 1.5, 3.0)) if self._has_ttl else None
+
+    def _wait(self) -> float:
+        return self._rng.choice((0.5, 20.0, 20.0, 20.0))
 
     def _delay(self) -> float:
         rng = self._rng
@@ -299,7 +323,7 @@ class _Maker:
         names, weights = list(profile.faults), list(profile.faults.values())
         steps = []
         for action in rng.choices(names, weights, k=rng.randint(1, profile.most)):
-            at = rng.uniform(0.2, SECONDS)
+            at = rng.uniform(0.2, self._seconds)
             if rng.random() < 0.5:
                 at = max(0.0, rng.choice(self._bursts)[0] + rng.uniform(-0.3, 0.5))
             # A fault says with three numbers from 0 to 1 what exactly it does.

@@ -19,6 +19,11 @@ from coherent_cache.core.requests import (
     LeaseReply,
     LeaseRequest,
     LeaseStatus,
+    LeaveRequest,
+    Left,
+    Member,
+    MembersReply,
+    MembersRequest,
     ReadReply,
     ReadRequest,
     RedisReply,
@@ -64,7 +69,13 @@ class Refused(Exception):
 
 
 class Subscriber(Protocol):
-    """Where published messages go."""
+    """Where published messages go.
+
+    Attributes:
+        origin: instance whose receipts go there.
+    """
+
+    origin: str
 
     def push(self, kind: str, shard: int, data: bytes) -> None:
         """Take a message that the server sends."""
@@ -113,10 +124,16 @@ class ShardData:
         log: seq and message of the latest writes.
         values: by user key.
         refreshes: by user key, the lease of who refreshes its value.
+        registry_epoch: history that the registry of members belongs to; empty if there is none.
+        registry_ms: when it was begun, in milliseconds.
+        members: per member its bound and when it was last seen, in milliseconds.
         gone: keys whose value Redis dropped or another program changed: what is absent there was not deleted.
     """
 
-    __slots__ = ("epoch", "floor", "gone", "log", "nonce", "refreshes", "seq", "tag_floors", "tag_seq", "values")
+    __slots__ = (
+        "epoch", "floor", "gone", "log", "members", "nonce", "refreshes", "registry_epoch", "registry_ms", "seq",
+        "tag_floors", "tag_seq", "values",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.epoch: bytes | None = None
@@ -128,6 +145,7 @@ class ShardData:
         self.log: list[tuple[int, bytes]] = []
         self.values: dict[str, Stored] = {}
         self.refreshes: dict[str, Stored] = {}
+        self.lose_registry()
         self.gone: set[str] = set()
 
     def copy(self) -> ShardData:
@@ -136,6 +154,8 @@ class ShardData:
         other.epoch, other.seq, other.nonce = self.epoch, self.seq, self.nonce
         other.floor, other.tag_seq, other.tag_floors = self.floor, self.tag_seq, self.tag_floors.copy()
         other.refreshes = self.refreshes.copy()
+        other.registry_epoch, other.registry_ms = self.registry_epoch, self.registry_ms
+        other.members = self.members.copy()
         other.log, other.values, other.gone = self.log.copy(), self.values.copy(), self.gone.copy()
         return other
 
@@ -144,6 +164,12 @@ class ShardData:
         self.epoch, self.seq, self.nonce = None, 0, b""
         self.floor = self.tag_seq = 0
         self.tag_floors = {}
+
+    def lose_registry(self) -> None:
+        """Forget who the members are."""
+        self.registry_epoch = b""
+        self.registry_ms = 0
+        self.members: dict[str, tuple[int, int]] = {}
 
 
 class Server:
@@ -206,7 +232,7 @@ class Server:
 
     # -- commands --------------------------------------------------------------------------------------------------
 
-    def execute(self, request: RedisRequest, *, origin: str, sent_at: float) -> RedisReply:  # noqa: PLR0911
+    def execute(self, request: RedisRequest, *, origin: str, sent_at: float) -> RedisReply:  # noqa: C901, PLR0911
         """Execute a request.
 
         Raises:
@@ -234,9 +260,14 @@ class Server:
                 return self._release(data, request, origin, sent_at)
             case RenewRequest():
                 return self._renew(data, request)
+            case MembersRequest():
+                return self._members(data)
+            case LeaveRequest():
+                self._check_refuse(DENIED_WHEN_FULL)
+                return Left(data.members.pop(origin, None) is not None)
 
-    def sync(self, shard: int, token: bytes, position: int | None) -> bytes:
-        """Answer a heartbeat or a resync."""
+    def sync(self, shard: int, token: bytes, position: int | None, *, member: str, bound_ms: int) -> bytes:
+        """Answer a heartbeat or a resync of a member, that may go without one for so many milliseconds."""
         data = self.data[shard]
         status = "" if self.refuse == DENIED_WHEN_FULL else self.refuse
         epoch, seq, nonce = data.epoch, data.seq, data.nonce
@@ -246,11 +277,33 @@ class Server:
             if not status:
                 data.log.clear()
                 data.epoch, data.seq, data.nonce = epoch, seq, nonce
+        if not status:
+            self._enter(data, member, bound_ms)
         entries: tuple[bytes, ...] = ()
         most = self._replay_limit
         if position is not None and position < seq <= position + most:
             entries = tuple([message for at, message in data.log if at >= position][: most + 1])
         return encode_sync_reply(SyncReply(token, status, epoch, seq, nonce, self._now_us(), entries))
+
+    def _enter(self, data: ShardData, member: str, bound_ms: int) -> None:
+        assert data.epoch is not None
+        if data.registry_epoch != data.epoch:
+            data.lose_registry()
+            data.registry_epoch, data.registry_ms = data.epoch, self._now_ms()
+        data.members[member] = (bound_ms, self._now_ms())
+
+    def _members(self, data: ShardData) -> MembersReply:
+        longest = max([bound for bound, _ in data.members.values()], default=0)
+        last = self._now_ms() - 10 * longest - 60_000
+        data.members = {name: entry for name, entry in data.members.items() if entry[1] >= last}
+        members = tuple([Member(name, *entry) for name, entry in data.members.items()])
+        return MembersReply(data.registry_epoch, data.registry_ms, self._now_ms(), members, self.run_id)
+
+    def publish_receipt(self, shard: int, origin: str, data: bytes) -> None:
+        """Publish a receipt to the instance that wrote."""
+        for link in tuple(self.links):
+            if link.origin == origin:
+                link.push("receipt", shard, data)
 
     # -- what the scripts do ---------------------------------------------------------------------------------------
 
@@ -319,7 +372,7 @@ class Server:
                 data.values[key] = Stored.of(encode_envelope(prefix, epoch, seq, expires_ms, content))
             data.gone.difference_update(request.keys)
 
-        self._write(data, request.shard, Kind.SET, request.keys, origin, put, dirty=False)
+        self._write(data, request.shard, Kind.SET, request.keys, origin, put, dirty=False, entropy=request.entropy)
         self.on_changed(self, request.shard, request.keys)
         return self._reply(data, sent_at)
 
@@ -335,7 +388,7 @@ class Server:
                 data.values.pop(key, None)
             data.gone.difference_update(request.keys)
 
-        self._write(data, request.shard, Kind.DELETE, request.keys, origin, put, dirty=True)
+        self._write(data, request.shard, Kind.DELETE, request.keys, origin, put, dirty=True, entropy=request.entropy)
         self.on_changed(self, request.shard, request.keys)
         return self._reply(data, sent_at, existed=existed)
 
@@ -363,7 +416,7 @@ class Server:
                 data.tag_seq = seq
                 data.tag_floors.update(dict.fromkeys(request.tags, seq))
 
-        self._write(data, request.shard, request.kind, request.tags, origin, put, dirty=True)
+        self._write(data, request.shard, request.kind, request.tags, origin, put, dirty=True, entropy=request.entropy)
         self.on_changed(self, request.shard, None)
         return self._reply(data, sent_at)
 
@@ -473,13 +526,16 @@ class Server:
         put: Callable[[bytes, int], None],
         *,
         dirty: bool,
+        entropy: bytes = b"",
     ) -> None:
         """Append, bump, publish, then change values. ``dirty``: something was written before, so memory may be full."""
         self._check_refuse(DENIED_WHEN_FULL if dirty or data.epoch is None else "")
-        entropy = self._entropy()
+        wants_receipts, entropy = bool(entropy), entropy or self._entropy()
         epoch, seq, nonce = data.epoch or entropy, data.seq + 1, entropy[:NONCE_BYTES]
         previous = epoch[:NONCE_BYTES] if data.epoch is None else data.nonce
-        message = encode_message(Message(kind, epoch, seq, nonce, previous, self._now_us(), origin, names))
+        message = encode_message(
+            Message(kind, epoch, seq, nonce, previous, self._now_us(), origin, names, wants_receipts)
+        )
         if self.garble:
             self.garble, message = False, b"\x07" + message[1:]
         if data.epoch is None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-from coherent_cache.core.session import Session, Subscribe, Sync
+from coherent_cache.core.session import Command, Receipt, Session, Subscribe, Sync
 from coherent_cache.errors import CacheUnavailable
 from coherent_cache.testing.simulation.network import Exchange, Link
 
 if TYPE_CHECKING:
     from coherent_cache.testing.simulation.process import Process
-    from coherent_cache.testing.simulation.server import Server
 
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
@@ -89,7 +89,13 @@ class SubscriberThread:
             self._world.note(process.name, f"subscriber connects to {server.run_id}")
         link_rng = Random(self._rng.random())  # noqa: S311  # simulation
         self.link = Link(
-            self._loop, server, self._world.weather, link_rng, wake=self.wake, buffer_limit=self._buffer_limit
+            self._loop,
+            server,
+            self._world.weather,
+            link_rng,
+            wake=self.wake,
+            buffer_limit=self._buffer_limit,
+            instance=process.core,
         )
         settings = process.settings
         self.session = Session(
@@ -126,6 +132,8 @@ class SubscriberThread:
                 session.message(item.shard, item.data, now)
             elif item.kind == "confirmed":
                 session.confirmed(item.shard, now)
+            elif item.kind == "receipt":
+                session.receipt(item.shard, item.data)
             else:
                 process.answering = item.taint
                 session.answer(item.shard, item.data, now)
@@ -150,7 +158,7 @@ class SubscriberThread:
             if isinstance(command, Subscribe) or not self._marks:
                 link.send(command)
             else:
-                self._ask_for_mark(link, command)
+                self._run_elsewhere(link, command)
                 return
         if session.failure is not None:
             self._end(session.failure)
@@ -169,18 +177,15 @@ class SubscriberThread:
             due = self._process.to_global(self._next_tick)
             self._schedule(max(self._loop.now, min(due, self._loop.now + LONGEST_WAIT)))
 
-    def _ask_for_mark(self, link: Link, command: Sync) -> None:
-        """Run the script on a command connection; it publishes its answer to this connection alone. Blocks."""
-
-        def work(server: Server) -> None:
-            answer = server.sync(command.shard, command.token, command.seq)
-            if link in server.links:
-                link.push("answer", command.shard, answer)
+    def _run_elsewhere(self, link: Link, command: Sync | Receipt) -> None:
+        """Run it on a command connection; a script publishes its answer to this connection alone. Blocks."""
 
         def done(outcome: Any, run_id: str) -> None:
             if self.link is not link:
                 return
-            if isinstance(outcome, CacheUnavailable):
+            if isinstance(command, Receipt):
+                self._send_outgoing()
+            elif isinstance(outcome, CacheUnavailable):
                 self._end(f"cannot ask: {outcome}")
             elif run_id != link.server.run_id:
                 self._end("commands and messages come from different servers")
@@ -190,7 +195,13 @@ class SubscriberThread:
         weather, rng = self._world.weather, self._rng
         delays = (weather.delay(rng), weather.delay(rng))
         exchange = Exchange(
-            self._loop, self._process, self._process.pool, work=work, done=done, writes=False, delays=delays
+            self._loop,
+            self._process,
+            self._process.pool,
+            work=partial(link.run, command),
+            done=done,
+            writes=False,
+            delays=delays,
         )
         exchange.start(self._process.settings.timeout)
 
@@ -233,7 +244,9 @@ class SubscriberThread:
         return link is not None and session is not None and session.established and not link.on_its_way()
 
 
-def _describe(command: Subscribe | Sync) -> str:
+def _describe(command: Command) -> str:
     if isinstance(command, Subscribe):
         return "sends SUBSCRIBE"
+    if isinstance(command, Receipt):
+        return f"sends {command.origin} a receipt"
     return "sends heartbeat" if command.seq is None else f"sends resync from {command.seq}"

@@ -75,8 +75,9 @@ def nonce(seq, history=b"n"):
     return history + b"%07d" % seq
 
 
-def message(kind, seq, *names, epoch=EPOCH, history=b"n", time_us=0, origin="b"):
-    return Message(kind, epoch, seq, nonce(seq, history), nonce(seq - 1, history), time_us, origin, names)
+def message(kind, seq, *names, epoch=EPOCH, history=b"n", time_us=0, origin="b", wants_receipts=False):
+    nonces = nonce(seq, history), nonce(seq - 1, history)
+    return Message(kind, epoch, seq, *nonces, time_us, origin, names, wants_receipts)
 
 
 def sync_reply(seq, *, epoch=EPOCH, history=b"n", entries=(), time_us=0):

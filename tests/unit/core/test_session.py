@@ -9,10 +9,10 @@ from math import inf
 import pytest
 
 from coherent_cache.core.entries import Entry
-from coherent_cache.core.session import SUSPECT_AT, WRITABLE_STATUSES, Session, Subscribe, Sync
+from coherent_cache.core.session import SUSPECT_AT, WRITABLE_STATUSES, Receipt, Session, Subscribe, Sync
 from coherent_cache.core.states import State
 from coherent_cache.events import MessageDamaged, MessageGap, Resynced, StateChanged
-from coherent_cache.wire import Kind, SyncReply, encode_message, encode_sync_reply
+from coherent_cache.wire import Kind, SyncReply, encode_message, encode_receipt, encode_sync_reply
 from tests.unit.core.model import (
     ABSENT,
     EPOCH,
@@ -377,6 +377,94 @@ def test_p4_a1_a_server_that_accepts_no_writes_proves_nothing(talk, status, resy
     assert talk.failure == f"the server accepts no writes ({status})"
     assert talk.shard.tier.horizon == (-inf if resync else NOW)
     assert (talk.shard.state is State.COHERENT) is not resync
+
+
+@pytest.mark.parametrize("status", ["MISCONF", "OOM"])
+def test_p12_who_begins_to_serve_must_be_entered(talk, status):
+    talk.asked()
+    talk.confirmed(0, NOW)
+    talk.reply(10, to=talk.asked(), status=status)
+    assert status in talk.failure
+    assert talk.shard.state is State.CONNECTING
+
+
+def test_p12_while_nobody_can_be_entered_the_registry_is_not_known(started):
+    assert started.shard.registered_since(EPOCH, "A", NOW) == NOW
+    for at, status, known in ((1, "MISCONF", inf), (2, "", NOW + 2), (3, "", NOW + 2)):
+        started.tick(NOW + at)
+        started.reply(10, to=started.asked(), status=status)
+        assert started.shard.registered_since(EPOCH, "A", NOW + at) == known
+
+
+# --- receipts ---
+
+
+def test_p12_a_message_that_wants_receipts_gets_one_when_it_is_applied(started):
+    started.say(Kind.SET, 11, "k", wants_receipts=True)
+    assert started.asked() == Receipt(0, message(Kind.SET, 11).origin, nonce(11, b"n"))
+    started.say(Kind.SET, 12, "k")
+    assert not started.outgoing
+
+
+def test_p12_own_writes_get_no_receipt_whatever_the_origin_says(started):
+    collector = started.shard.collect(nonce(11, b"n"))
+    started.say(Kind.SET, 11, "k", wants_receipts=True, origin="somebody with the same id")
+    assert not started.outgoing
+    assert not collector.received
+
+
+def test_p12_another_instance_of_the_same_id_gets_a_receipt(started):
+    started.say(Kind.SET, 11, "k", wants_receipts=True, origin="a")
+    assert started.asked() == Receipt(0, "a", nonce(11, b"n"))
+
+
+def test_p12_a_message_that_breaks_the_stream_is_confirmed_and_asks_for_a_resync(started):
+    """It has evicted and marked; what was missed before it is no affair of its writer's."""
+    started.say(Kind.SET, 13, "k", wants_receipts=True)
+    assert [type(command) for command in started.outgoing] == [Receipt, Sync]
+
+
+def test_p12_a_message_of_another_history_is_confirmed_for_everything_went(started):
+    started.say(Kind.SET, 1, "k", wants_receipts=True, epoch=OTHER_EPOCH)
+    assert [type(command) for command in started.outgoing] == [Receipt, Sync]
+    assert started.shard.epoch is None
+
+
+def test_p12_what_cannot_be_understood_is_not_confirmed(started):
+    data = bytearray(encode_message(message(Kind.SET, 11, "k", wants_receipts=True)))
+    data[2] = 0x40 | 0x3F
+    started.session.message(0, bytes(data), NOW)
+    assert [type(command) for command in started.outgoing] == [Sync]
+
+
+def test_p12_what_a_resync_replays_is_confirmed_too(started):
+    started.resynchronise(0, NOW)
+    entries = [
+        message(Kind.SET, 10, "a", wants_receipts=True),
+        message(Kind.SET, 11, "k", wants_receipts=True),
+        message(Kind.SET, 12, "k"),
+    ]
+    started.reply(12, to=started.asked(), entries=entries)
+    assert started.asked() == Receipt(0, entries[1].origin, entries[1].nonce)
+
+
+def test_p12_a_receipt_reaches_who_waits_for_it(started):
+    mine, other = started.shard.collect(b"mine    "), started.shard.collect(b"other   ")
+    before = started.foreign
+    started.receipt(0, encode_receipt(b"mine    ", "b"))
+    started.receipt(0, encode_receipt(b"nobody's", "b"))
+    assert (mine.received, other.received) == ({"b"}, set())
+    assert started.foreign == before + 2, "somebody waits for it, so it is in a hurry"
+
+
+@pytest.mark.parametrize("data", [b"", b"\x01", b"\x02\x92", b"\x01\xc1", encode_receipt(b"short", "b")])
+def test_p12_a_damaged_receipt_is_dropped(started, data):
+    collector = started.shard.collect(b"mine    ")
+    started.receipt(0, data)
+    assert (collector.received, started.failure, list(started.outgoing)) == (set(), None, [])
+
+
+# --- what a full server means ---
 
 
 @pytest.mark.parametrize("status", ["", "MISCONF", "OOM"])

@@ -22,6 +22,11 @@ from coherent_cache.core.requests import (
     Lease,
     LeaseRequest,
     LeaseStatus,
+    LeaveRequest,
+    Left,
+    Member,
+    MembersReply,
+    MembersRequest,
     ReadReply,
     ReadRequest,
     ReleaseRequest,
@@ -31,19 +36,20 @@ from coherent_cache.core.requests import (
     WaitRequest,
     WriteReply,
 )
-from coherent_cache.core.session import Sync
+from coherent_cache.core.session import Receipt, Sync
 from coherent_cache.errors import CacheUnavailable, NamespaceMismatch
 from coherent_cache.keys import shard_names
 from coherent_cache.remote import scripts
 from coherent_cache.remote.connection import ReplyError, pack
 from coherent_cache.remote.scripts import Script, Scripts
 from coherent_cache.versions import EPOCH_BYTES
-from coherent_cache.wire import Kind, encode_message_ends
+from coherent_cache.wire import Kind, decode_receipt, encode_message_ends
 
 SETTINGS = Settings(namespace="shop", shards=2, log_length=500, replay_limit=50)
 NAMES = shard_names("shop", 1, 3)
 CONFIG = b"1/2"
 ORIGIN = "host-1-abc"
+MEMBER = "host-1-abc:0123456789abcdef"
 EPOCH = bytes(range(EPOCH_BYTES))
 LEASE = Lease(1, "a", b"token", EPOCH, 8, 0, 0.0)
 
@@ -60,13 +66,14 @@ ALL = {
     "FLOOR": ("common", "write", "floor"),
     "BATCH": ("common", "write", "envelope", "batch"),
     "SYNC": ("common", "sync"),
+    "MEMBERS": ("members",),
 }
 FOLDER = files("coherent_cache.remote") / "scripts"
 
 
 @pytest.fixture
 def made() -> Scripts:
-    return Scripts(SETTINGS, instance_id=ORIGIN, database=3)
+    return Scripts(SETTINGS, instance_id=ORIGIN, database=3, member=MEMBER)
 
 
 def commands(packed: bytes) -> list[list[bytes]]:
@@ -512,15 +519,86 @@ def test_a_config_that_is_none_is_refused_too(made, found):
 def test_the_arguments_of_a_sync(made, seq, asked, channel):
     call = made.sync(Sync(1, b"token", seq), channel)
 
-    keys, (config, token, entropy, position, limit, answer_on) = keys_and_rest(call.arguments)
+    keys, (config, token, entropy, position, limit, answer_on, member, bound_ms) = keys_and_rest(call.arguments)
     assert call.script is scripts.SYNC
-    assert keys == (NAMES.clock, NAMES.log, NAMES.probe)
+    assert keys == (NAMES.clock, NAMES.log, NAMES.probe, NAMES.members)
+    assert (member, bound_ms) == (MEMBER, 5000)
     assert (config, token, position, limit, answer_on) == (CONFIG, b"token", asked, 50, channel)
     assert len(entropy) == EPOCH_BYTES
 
 
 def test_a_sync_asks_for_an_ordinary_answer_unless_told_otherwise(made):
-    assert made.sync(Sync(0, b"token", None)).arguments[-1] == b""
+    assert made.sync(Sync(0, b"token", None)).arguments[-3] == b""
+
+
+def test_p12_a_member_says_how_long_it_serves_without_asking():
+    settings = replace(SETTINGS, on_disconnect="serve_stale", stale_limit=30.0)
+    made = Scripts(settings, instance_id=ORIGIN, database=3, member=MEMBER)
+
+    assert made.sync(Sync(0, b"token", None)).arguments[-1] == 30_000
+
+
+# --- acknowledged writes ---
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        StoreRequest(1, ("a",), (b"prefix", b"content"), 0, None, EPOCH),
+        StoreRequest(1, ("a",), (b"prefix", b"content"), 0, Condition(EPOCH, 7), EPOCH),
+        DeleteRequest(1, ("a",), None, EPOCH),
+        FloorRequest(1, Kind.CLEAR, (), EPOCH),
+        FloorRequest(1, Kind.TAG, ("red",), EPOCH),
+    ],
+)
+def test_p12_a_write_that_is_to_be_confirmed_says_so_and_brings_its_own_random_bytes(made, request_):
+    _, rest = keys_and_rest(made.call(request_).arguments)
+    plain = commands(made.call(_plain(request_)).packed)[0]
+
+    assert rest[3] == EPOCH
+    kind = rest[4][2]
+    assert kind & 0x40
+    assert bytes((*rest[4][:2], kind & ~0x40, *rest[4][3:])) in plain
+
+
+def _plain(request_):
+    return request_._replace(entropy=b"") if isinstance(request_, tuple) else replace(request_, entropy=b"")
+
+
+def test_p12_the_members_are_asked_for(made):
+    call = made.call(MembersRequest(1))
+    assert (call.script, call.arguments) == (scripts.MEMBERS, (1, NAMES.members))
+
+    raw = [b"9000", b"", EPOCH + b"1234", b"me:1", b"5000:8999", b"you:2", b"60000:1"]
+    reply = call.parse([raw], "run-id", 1.5)
+    assert reply == MembersReply(EPOCH, 1234, 9000, (Member("me:1", 5000, 8999), Member("you:2", 60_000, 1)), "run-id")
+
+
+def test_p12_without_a_registry_there_is_nobody(made):
+    assert made.call(MembersRequest(1)).parse([[b"9000"]], "run-id", 1.5) == MembersReply(b"", 0, 9000, (), "run-id")
+
+
+@pytest.mark.parametrize("raw", [None, [], [b"x"], [b"1", b"me"], [b"1", b"me", b"5"], [b"1", b"me", b"5:x"]])
+def test_p12_what_is_no_registry_is_an_error(made, raw):
+    with pytest.raises((TypeError, ValueError, IndexError)):
+        made.call(MembersRequest(1)).parse([raw], "run-id", 1.5)
+
+
+def test_p12_a_receipt_goes_to_the_writer(made):
+    ((word, channel, data),) = commands(made.receipt(Receipt(1, "writer", b"12345678")).packed)
+
+    assert (word, channel) == (b"PUBLISH", NAMES.channel + b":writer")
+    assert decode_receipt(data) == (b"12345678", MEMBER)
+
+
+@pytest.mark.parametrize(("count", "entered"), [(1, True), (0, False)])
+def test_p12_who_ends_leaves_the_registry(made, count, entered):
+    call = made.call(LeaveRequest(1))
+
+    assert commands(call.packed) == [[b"HDEL", NAMES.members, MEMBER.encode()]]
+    assert call.parse([count], "run-id", 1.5) == Left(entered)
+    with pytest.raises(ReplyError):
+        call.parse([ReplyError("NOPERM no")], "run-id", 1.5)
 
 
 def test_the_answer_to_a_sync_belongs_to_the_subscriber(made):

@@ -198,3 +198,25 @@ def test_both_transports_confirm(processes, redis_server, namespace, transport):
             assert other.get("k") == 0
             wait_until(lambda: fleet.told(fleet.write(1)) == ("answers", 2), PATIENCE, "both confirm")
             wait_until(lambda: fleet.told(other.set("k", 2, wait=LONG)) == ("answers", 2), PATIENCE, "both to it")
+
+
+def test_a_member_that_may_not_publish_stays_coherent_and_confirms_nothing(redis_server, namespace):
+    options = {"namespace": namespace, **OPTIONS}
+    with redis_server.client() as plain:
+        plain.acl_setuser(
+            "mute", enabled=True, passwords=["+mute"], keys=["*"], channels=["*"], categories=["+@all"],
+            commands=["-publish"],
+        )  # fmt: skip
+        try:
+            url = redis_server.url.replace("redis://", "redis://mute:mute@")
+            with CoherentCache(url, **options) as mute, CoherentCache(redis_server.url, **options) as writer:
+                assert mute.wait_ready(PATIENCE)
+                assert writer.wait_ready(PATIENCE)
+                for value in range(3):
+                    result = writer.set("k", value, wait=LONG)
+                    assert (result.by, result.members, result.confirmed) == ("bound", 1, 0)
+                    assert mute.get("k") == value
+                assert mute.stats().resyncs < 3, "no connection was given up for a receipt"
+                assert mute.state == "coherent"
+        finally:
+            plain.acl_deluser("mute")

@@ -6,7 +6,7 @@
 from decimal import Decimal
 from typing import Any, assert_type
 
-from coherent_cache import BatchItem, BatchResult, CoherentCache, Version
+from coherent_cache import Acknowledgement, BatchItem, BatchResult, CoherentCache, Version
 
 cache = CoherentCache("memory://typing", namespace="typing", compress="zlib", schema=3)
 CoherentCache("memory://typing", namespace="typing", compress="gzip")  # type: ignore[arg-type]
@@ -89,3 +89,16 @@ def loads() -> None:
     cache.get_or_set("k", lambda: 1, tll=60)  # type: ignore[call-arg]
     cache.get_or_set("k", lambda: 1, refresh_ahead="0.1")  # type: ignore[typeddict-item,arg-type,unused-ignore]
     cache.get_or_set("k")  # type: ignore[call-arg]
+
+
+def acknowledged_writes() -> None:
+    assert_type(cache.set("k", 1, wait=1), Acknowledgement)
+    assert_type(cache.set("k", 1, wait=None), Version)
+    assert_type(cache.delete("k"), bool)
+    assert_type(cache.delete("k", wait=0.5), Acknowledgement)
+    assert_type(cache.clear(), Version)
+    assert_type(cache.clear(wait=0.5), Acknowledgement)
+    assert_type(cache.invalidate_tags("t"), Version)
+    assert_type(cache.invalidate_tags("t", wait=0.5), Acknowledgement)
+    assert_type(cache.clear(wait=0.5).acknowledged, bool)
+    cache.set("k", 1, wait="1")  # type: ignore[call-overload]

@@ -53,6 +53,7 @@ def test_no_fault_breaks_the_contract(tmp_path):
     assert hit_rate(history) > 0.3, report
     assert findings.staleness, "no read was ever outdated: nobody was behind"
     assert findings.checked["entries in the end"] > 20, report
+    assert findings.checked["acknowledged writes"] > 10, report
     outcomes = Counter(write.outcome for write in history.writes)
     assert min(outcomes[each] for each in (OK, CONFLICT, REFUSED, AMBIGUOUS)) > 0, report
     sums = totals(history)
@@ -167,6 +168,15 @@ CASES = {
 @pytest.mark.parametrize(("reads", "expected"), [pytest.param(*case, id=name) for name, case in CASES.items()])
 def test_the_checker_finds_what_is_planted_in_reads(reads, expected):
     assert rules(HEALTHY, reads) == expected
+
+
+def test_nothing_older_is_read_after_an_acknowledged_write():
+    acknowledged = write(2, 20.0)
+    acknowledged.acknowledged = True
+    writes = [write(1, 10.0), acknowledged]
+    assert rules(writes, [read("p/1", 1, 19.95, age=0.6), read("p/2", 2, 20.1)]) == []
+    assert rules(writes, [read("p/1", 1, 20.1, age=0.6)]) == ["acknowledged"]
+    assert rules(writes, [value("p/1", 20.1)]) == ["acknowledged"]
 
 
 def test_a_refused_write_is_never_seen():

@@ -12,6 +12,7 @@ What is checked, by name:
 * ``refused``      what was refused definitely is never seen
 * ``stale``        a local read returns nothing older than what was acknowledged before its horizon: ``began`` less its
                    age bound, and less ``max_staleness`` in any case
+* ``acknowledged`` a local read returns nothing older than an acknowledged write that had returned before it began
 * ``own-write``    no read returns anything older than what its own process had acknowledged before it began
 * ``backwards``    no read returns anything older than a read of the same process that had ended before it began
 * ``redis``        what a read from Redis returned is what the line holds at the clock that came with it
@@ -135,6 +136,7 @@ class _World:
         reads_of: dict[str, list[Read]] = defaultdict(list)
         for write in history.writes:
             found.checked[f"writes {write.outcome}"] += 1
+            found.checked["acknowledged writes"] += write.acknowledged
             for key in write.keys:
                 writes_of[key].append(write)
         for read in history.reads:
@@ -371,6 +373,7 @@ class _Key:
         # A loss is acknowledged like a write.
         self._losses = [(loss.ended, (number + 1, 0.0)) for number, loss in enumerate(world.losses)]
         self._demands = _Demands(self._effects, self._losses)
+        self._acknowledged = _Newest(_ends([effect for effect in self._effects if effect.write.acknowledged]))
         self._own = {
             process: _Demands([effect for effect in self._effects if effect.write.process == process], [])
             for process in {write.process for write in writes}
@@ -390,6 +393,8 @@ class _Key:
             if value is None:
                 continue
             self._check_age(read, version, value)
+            if read.tier == LOCAL:
+                self._check_acknowledged(read, version or value)
             if read.tier == REDIS:
                 self._check_redis(read, value)
             known.append((read, version, value))
@@ -540,6 +545,19 @@ class _Key:
             ]  # fmt: skip
             if outdated:
                 world.findings.staleness.append((read.began - min(outdated), allowed))
+
+    def _check_acknowledged(self, read: Read, seen: Position) -> None:
+        """Check P12: no allowance for age. (A touch changes no value, and is not acknowledged.)"""
+        world = self._world
+        if self._acknowledged.before(read.began) <= seen:
+            return
+        for _, wanted in self._acknowledged.all_before(read.began, seen):
+            excuse = world.excuse(wanted, seen, read, allowed=world.history.max_staleness, own=False)
+            if excuse is None:
+                what = f"{seen} after the acknowledged write {wanted} had returned"
+                world.report("acknowledged", f"{self._key}: {what}: {read}{self._about(wanted)}")
+                return
+            world.findings.excused[excuse] += 1
 
     def _outlives(self, seen: Position, wanted: Position) -> bool:
         """Tell whether ``wanted`` is only a loss that ``seen`` has survived."""

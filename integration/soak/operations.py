@@ -6,7 +6,8 @@ import threading
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from coherent_cache.core.requests import ReadRequest
+from coherent_cache import Acknowledgement
+from coherent_cache.core.requests import WriteReply
 from coherent_cache.errors import CacheUnavailable, VersionConflict
 from integration.coherence_workers import stamp_of, tags_of, value_of
 from integration.soak.records import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 KEYS = [f"key-{number}" for number in range(60)]
 ALIKE = {tags_of(key): [other for other in KEYS if tags_of(other) == tags_of(key)] for key in KEYS}
 TTL = 3600.0  # seconds: longer than any soak
+WAIT = 20.0  # seconds: longer than the bound of any instance
 
 
 class Notebook:
@@ -69,6 +71,16 @@ class Notebook:
             SET, "set", [key], [stamp], ttl,
             lambda: self.cache.set(key, value_of(key, stamp), ttl=ttl, tags=tags_of(key)),
         )  # fmt: skip
+
+    def set_acknowledged(self, key: str) -> None:
+        stamp = self.make_stamp()
+        self._write(
+            SET, "set_wait", [key], [stamp], TTL,
+            lambda: self.cache.set(key, value_of(key, stamp), ttl=TTL, tags=tags_of(key), wait=WAIT),
+        )  # fmt: skip
+
+    def delete_acknowledged(self, key: str) -> None:
+        self._write(KILL, "delete_wait", [key], [], None, lambda: self.cache.delete(key, wait=WAIT))
 
     def set_many(self, keys: Sequence[str]) -> None:
         stamps = [self.make_stamp() for _ in keys]
@@ -124,7 +136,7 @@ class Notebook:
         number = next(self._numbers)
         self._begin()
         self._log.write(["w", number, operation, kind, keys, stamps, ttl, clock()])
-        outcome = OK
+        outcome, result = OK, None
         try:
             result = call()
         except CacheUnavailable as error:
@@ -136,15 +148,16 @@ class Notebook:
                 outcome = NONE
         ended = clock()
         epoch, seq, server = "", 0, None
-        writes = [(request, reply) for request, reply in self._local.replies if not isinstance(request, ReadRequest)]
+        writes = [(request, reply) for request, reply in self._local.replies if isinstance(reply, WriteReply)]
         if outcome in (OK, NONE, CONFLICT):
             reply = writes[-1][1]
             assert reply.applied == (outcome == OK)
             epoch, seq, server = short(reply.epoch), reply.seq, reply.server
-        sent = [request for request in self._local.requests if not isinstance(request, ReadRequest)]
-        condition = getattr(sent[-1], "condition", None) if sent else None
+        sent = [request for request in self._local.requests if hasattr(request, "condition")]
+        condition = sent[-1].condition if sent else None
         required = None if condition is None else [short(condition.epoch), condition.seq]
-        self._log.write(["d", number, outcome, ended, epoch, seq, server, required])
+        acknowledged = isinstance(result, Acknowledgement) and result.acknowledged
+        self._log.write(["d", number, outcome, ended, epoch, seq, server, required, acknowledged])
 
     # -- reads -------------------------------------------------------------------------------------------------------
 

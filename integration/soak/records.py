@@ -56,6 +56,7 @@ class Write:
         epoch, seq: its version if ``ok``; the clock as it was if ``none`` or ``conflict``; else empty and 0.
         server: run id of the server that answered.
         condition: for a compare-and-set the version that was required, as (epoch, seq); seq 0 for an absence.
+        acknowledged: whether it returned as an acknowledged write: nobody may serve anything older from then on.
     """
 
     process: str
@@ -71,6 +72,7 @@ class Write:
     seq: int = 0
     server: str | None = None
     condition: tuple[str, int] | None = None
+    acknowledged: bool = False
 
 
 class Read(NamedTuple):
@@ -201,10 +203,11 @@ def read_worker(history: History, process: str, path: Path) -> None:
             begun[fields[0]] = write = Write(process, *fields[1:])
             history.writes.append(write)
         elif letter == "d":
-            number, outcome, ended, epoch, seq, server, condition = fields
+            number, outcome, ended, epoch, seq, server, condition, acknowledged = fields
             write = begun[number]
             write.outcome, write.ended, write.epoch, write.seq, write.server = outcome, ended, epoch, seq, server
             write.condition = None if condition is None else (condition[0], condition[1])
+            write.acknowledged = acknowledged
         elif letter == "r":
             history.reads.append(Read(process, *fields))
         elif letter == "f":

@@ -130,6 +130,7 @@ def _counts(history: History, findings: Findings) -> list[str]:
         ),
         f"             {', '.join(f'{name} {number:,}' for name, number in kinds.most_common())}",
         f"cas          {checked['compare-and-set won']:,} won, {checked['compare-and-set lost']:,} lost",
+        f"acknowledged {checked['acknowledged writes']:,} writes that no later read may be older than",
         (
             f"instances    {len(history.processes)} processes, {sums.get('resyncs', 0):,} resyncs, "
             f"{sums.get('replays', 0):,} messages replayed, {sums.get('flushes', 0):,} flushes, "

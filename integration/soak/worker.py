@@ -77,6 +77,8 @@ class Mixture:
         writes: tuple[tuple[float, Callable[[], object]], ...] = (
             (32, lambda: notebook.set(self._key())),
             (6, lambda: notebook.set(self._key(), ttl=rng.uniform(0.3, LONGEST_TTL))),
+            (3, lambda: notebook.set_acknowledged(self._key())),
+            (1, lambda: notebook.delete_acknowledged(self._key())),
             (7, lambda: notebook.set_many(self._keys(5))),
             (14, self._compare_and_set),
             (3, lambda: notebook.compare_and_set(self._key(), MISSING)),

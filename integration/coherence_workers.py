@@ -55,6 +55,13 @@ def value_of(key: str, stamp: str) -> Any:
     return stamp if len(key) % 2 else {"stamp": stamp, "key": key}
 
 
+class _Answered(threading.local):
+    """What one thread has been answered in its present operation."""
+
+    def __init__(self) -> None:
+        self.replies: list[tuple[Any, Any]] = []
+
+
 class Notebook:
     """Operations of one process on one cache, with the records of what they did and saw."""
 
@@ -66,7 +73,7 @@ class Notebook:
         self.failures = 0
         self._count = 0
         self._lock = threading.Lock()
-        self._local = threading.local()
+        self._local = _Answered()
         # The versions that delete, touch, update, clear and tag invalidations made: they do not return them.
         execute = cache._runtime._io.execute
 

@@ -38,6 +38,15 @@ TTL = 3600.0  # seconds: longer than any soak
 WAIT = 20.0  # seconds: longer than the bound of any instance
 
 
+class _Noted(threading.local):
+    """What one thread has asked and been answered in its present operation, and its notes of reads."""
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.replies: list[tuple[Any, Any]] = []
+        self.lines: list[list[Any]] = []
+
+
 class Notebook:
     """Operations of one process on one cache, with the notes of what they did and saw."""
 
@@ -46,7 +55,7 @@ class Notebook:
         self._log = log
         self._process = cache.instance_id
         self._numbers = count(1)
-        self._local = threading.local()
+        self._local = _Noted()
         self._shard = cache._runtime.instance.shards[0]
         # What Redis answered: the versions that delete, touch, update, clear and tag invalidations made, and the clock
         # and the server of each read.
@@ -208,8 +217,6 @@ class Notebook:
     def _begin(self) -> str | None:
         """Begin an operation; return the server that the stream comes from."""
         self._local.requests, self._local.replies = [], []
-        if not hasattr(self._local, "lines"):
-            self._local.lines = []
         return self._shard.server
 
     def _failed(self, operation: str, began: float) -> None:

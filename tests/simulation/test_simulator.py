@@ -1,6 +1,5 @@
 """The simulator itself: the same seed, the same run; failures are found, shrunk and told."""
 
-import runpy
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +9,7 @@ import pytest
 
 from coherent_cache.core.tokens import TokenTable
 from coherent_cache.testing.simulation import PROFILES, Violation, World, draw, replay, run, search, violation_of
+from coherent_cache.testing.simulation.__main__ import main as command
 from coherent_cache.testing.simulation.loop import Loop
 from coherent_cache.testing.simulation.schedule import profile_of
 from tests.simulation.trails import A, fault, put, trail
@@ -100,7 +100,7 @@ def arguments(*words):
 
 
 def main():
-    runpy.run_module("coherent_cache.testing.simulation", run_name="__main__", alter_sys=False)
+    sys.exit(command())
 
 
 def test_the_command_runs_for_a_time(capsys):

@@ -126,6 +126,7 @@ class LoadingFront(ABC):
             soft_timeout: seconds after which the last known value is served, if there is one (needs ``fail_safe``);
                 the load goes on in the background.
             hard_timeout: seconds after which :class:`LoaderTimeout` is raised; the load goes on in the background.
+                Neither time-out bounds the read of Redis before the load: that is what ``timeout`` does.
             refresh_ahead: part of the ttl at whose end a hit loads the value anew, in the background, once in
                 the fleet.
             skip_local: do not read from the local tier.

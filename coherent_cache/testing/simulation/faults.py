@@ -209,7 +209,7 @@ def _evict_value(world: World, _process: Process, key: str, _a: float, _b: float
     if world.primary is not None:
         data = world.primary.data[world.shard_of(key)]
         if key in data.values and data.values.pop(key).codec != CODE_LEASE:
-            data.gone.add(key)
+            data.gone[key] = world.history.last[key]
 
 
 def _foreign(world: World, _process: Process, key: str, how: float, _b: float, _c: float) -> None:
@@ -217,7 +217,7 @@ def _foreign(world: World, _process: Process, key: str, how: float, _b: float, _
     if world.primary is not None:
         data = world.primary.data[world.shard_of(key)]
         data.values[key] = Stored.of(None if how < 0.3 else b"" if how < 0.4 else b"raw")
-        data.gone.add(key)
+        data.gone[key] = world.history.last[key]
 
 
 def _refuse(world: World, _process: Process, _key: str, how: float, why: float, _c: float) -> None:

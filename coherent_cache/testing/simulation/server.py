@@ -6,8 +6,8 @@ what changed listens to ``on_changed``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Final, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 from coherent_cache.core.requests import (
     BatchRequest,
@@ -127,7 +127,8 @@ class ShardData:
         registry_epoch: history that the registry of members belongs to; empty if there is none.
         registry_ms: when it was begun, in milliseconds.
         members: per member its bound and when it was last seen, in milliseconds.
-        gone: keys whose value Redis dropped or another program changed: what is absent there was not deleted.
+        gone: keys whose value Redis dropped or another program changed, with what the oracle knew of it then: what is
+            absent there was not deleted.
     """
 
     __slots__ = (
@@ -146,7 +147,7 @@ class ShardData:
         self.values: dict[str, Stored] = {}
         self.refreshes: dict[str, Stored] = {}
         self.lose_registry()
-        self.gone: set[str] = set()
+        self.gone: dict[str, Any] = {}
 
     def copy(self) -> ShardData:
         """Return what a replica has that is up to date now."""
@@ -158,6 +159,11 @@ class ShardData:
         other.members = self.members.copy()
         other.log, other.values, other.gone = self.log.copy(), self.values.copy(), self.gone.copy()
         return other
+
+    def forget_gone(self, keys: Iterable[str]) -> None:
+        """Note that keys have been written or deleted by the rules."""
+        for key in keys:
+            self.gone.pop(key, None)
 
     def lose_clock(self) -> None:
         """Forget the clock hash, floors and all; values and log stay."""
@@ -370,7 +376,7 @@ class Server:
             for at, key in enumerate(request.keys):
                 prefix, content = request.parts[2 * at : 2 * at + 2]
                 data.values[key] = Stored.of(encode_envelope(prefix, epoch, seq, expires_ms, content))
-            data.gone.difference_update(request.keys)
+            data.forget_gone(request.keys)
 
         self._write(data, request.shard, Kind.SET, request.keys, origin, put, dirty=False, entropy=request.entropy)
         self.on_changed(self, request.shard, request.keys)
@@ -386,7 +392,7 @@ class Server:
         def put(_epoch: bytes, _seq: int) -> None:
             for key in request.keys:
                 data.values.pop(key, None)
-            data.gone.difference_update(request.keys)
+            data.forget_gone(request.keys)
 
         self._write(data, request.shard, Kind.DELETE, request.keys, origin, put, dirty=True, entropy=request.entropy)
         self.on_changed(self, request.shard, request.keys)
@@ -432,7 +438,7 @@ class Server:
                 data.values[request.keys[at]] = Stored.of(encode_envelope(prefix, epoch, seq, expires_ms, content))
             for key in deleted:
                 data.values.pop(key, None)
-            data.gone.difference_update(request.keys)
+            data.forget_gone(request.keys)
 
         self._write(data, request.shard, Kind.BATCH, request.keys, origin, put, dirty=not ttls_ms)
         self.on_changed(self, request.shard, request.keys)

@@ -260,6 +260,11 @@ class World:
         gone, history, now = server.data[shard].gone, self.history, self.loop.now
         for key in keys:
             if key in gone:
+                # What a stranger took away counts as current, again if what came after it was discarded by a failover.
+                was = gone[key]
+                if server is self.primary and was is not history.last[key]:
+                    history.record(key, was.value, now, was.expires, was.tags)
+                    gone[key] = history.last[key]
                 continue
             live = server.live(shard, key)
             if server is self.primary:

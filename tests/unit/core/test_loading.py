@@ -38,23 +38,10 @@ from coherent_cache.errors import (
 from coherent_cache.events import LeaseVoided, LoadFailed, StaleServed
 from coherent_cache.versions import Version
 from coherent_cache.wire import CODE_LEASE, CODE_NOTHING, Kind, encode_content
-from tests.unit.core.model import EPOCH, World, envelope
+from tests.unit.core.model import EPOCH, envelope
 
 REFUSED = CacheUnavailable("out of memory")
 TIMED_OUT = CacheUnavailable("timed out", maybe_applied=True)
-
-
-@pytest.fixture
-def new_world():
-    worlds = []
-
-    def make(**options):
-        worlds.append(World(**options))
-        return worlds[-1]
-
-    yield make
-    for world in worlds:
-        world.check()
 
 
 @pytest.fixture

@@ -49,7 +49,6 @@ from tests.unit.core.model import (
     EPOCH,
     MAX_STALENESS,
     OTHER_EPOCH,
-    World,
     envelope,
     read_reply,
     sync_reply,
@@ -58,19 +57,6 @@ from tests.unit.core.model import (
 
 REFUSED = CacheUnavailable("out of memory")
 TIMED_OUT = CacheUnavailable("timed out", maybe_applied=True)
-
-
-@pytest.fixture
-def new_world():
-    worlds = []
-
-    def make(**options):
-        worlds.append(World(**options))
-        return worlds[-1]
-
-    yield make
-    for world in worlds:
-        world.check()
 
 
 @pytest.fixture

@@ -20,25 +20,11 @@ from tests.unit.core.model import (
     MAX_STALENESS,
     OTHER_EPOCH,
     PATIENCE,
-    World,
     message,
     nonce,
 )
 
 NOW = 1000.0
-
-
-@pytest.fixture
-def new_world():
-    worlds = []
-
-    def make(**options):
-        worlds.append(World(**options))
-        return worlds[-1]
-
-    yield make
-    for world in worlds:
-        world.check()
 
 
 class Talk:

@@ -108,7 +108,7 @@ class InvalidationReceived(Event):
 
     Attributes:
         shard: number of the shard.
-        kind: ``set``, ``delete``, ``touch``, ``tag``, ``clear`` or ``release``.
+        kind: ``set``, ``delete``, ``touch``, ``tag``, ``clear``, ``batch`` or ``release``.
         seq: version that the write made.
         origin: instance that wrote.
         names: keys or tags concerned.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from coherent_cache.core.operations import milliseconds
 from coherent_cache.core.requests import Lease, RenewReply, RenewRequest, Reply, Request
 from coherent_cache.core.waiting import Flight
 from coherent_cache.errors import CoherentCacheError, LoaderDeadlock
@@ -146,7 +147,7 @@ class Renewals:
 
     def _renew(self, leases: list[Lease], now: float) -> None:
         """Renew what is still there. A lease that is gone is not asked for again: it may be somebody else's."""
-        lease_ms = max(1, round(self._lease * 1000))
+        lease_ms = milliseconds(self._lease)
         held = [True for _ in leases]
         try:
             replies = self._execute([RenewRequest(lease.shard, lease, lease_ms) for lease in leases])

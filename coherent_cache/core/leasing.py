@@ -169,7 +169,7 @@ def ask_leases(instance: Instance, keys: Sequence[str], *, version: int = 0) -> 
 
 
 def _ask_leases(instance: Instance, keys: Sequence[str], version: int, answers: list[Answer]) -> Operation[None]:
-    lease_ms, over_foreign = max(1, round(instance.settings.lease * 1000)), instance.settings.on_foreign == "miss"
+    lease_ms, over_foreign = milliseconds(instance.settings.lease), instance.settings.on_foreign == "miss"
     asked: list[tuple[Shard, KeyFacts, LeaseRequest]] = []
     for key in keys:
         facts = instance.facts(key)

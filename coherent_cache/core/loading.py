@@ -38,7 +38,7 @@ from coherent_cache.core.leasing import (
     store_fills,
 )
 from coherent_cache.core.load_options import LoadContext, LoadOptions
-from coherent_cache.core.operations import MISSING, read
+from coherent_cache.core.operations import MISSING, read_one
 from coherent_cache.core.requests import (
     Lease,
     LeaseStatus,
@@ -149,8 +149,11 @@ def _get_or_set(instance: Instance, call: LoadCall) -> Operation[Result | None]:
 def _look(instance: Instance, call: LoadCall) -> Operation[Result | None]:
     """Read a key as ``get`` does; None if it has to be loaded."""
     replies: list[ReadReply] = []
-    raw = (yield from read(instance, (call.key,), replies)).get(call.key)
-    result = result_of(raw, replies[-1], instance.facts(call.key))
+    found = yield from read_one(instance, call.key, replies)
+    if found is None:
+        result = result_of(None, replies[-1], instance.facts(call.key))
+    else:
+        result = Result(found.value, found.version, found.expires_at, "redis")
     return None if result is None or is_older(result.version, call.least) else result
 
 
@@ -212,9 +215,8 @@ def _lead(instance: Instance, shard: Shard, call: LoadCall, flight: Flight) -> O
     except CacheUnavailable as error:
         if error.maybe_applied:
             raise
-        leased = (
-            None  # Redis reads and does not write, e.g. because it is full: it is only this process that loads once
-        )
+        # Redis reads and does not write, e.g. because it is full: it is only this process that loads once.
+        leased = None
     if isinstance(leased, Result):
         return leased, None
     instance.flights.begin_load(flight)

@@ -140,15 +140,12 @@ def read_one(instance: Instance, key: str, into: list[ReadReply] | None = None) 
     return Found(raw[0], Version(reply.epoch, raw[1]), raw[2], reply.sent_at)
 
 
-def read(
-    instance: Instance, keys: Iterable[str], into: list[ReadReply] | None = None
-) -> Operation[dict[str, RawFound]]:
+def read(instance: Instance, keys: Iterable[str]) -> Operation[dict[str, RawFound]]:
     """Read keys from Redis and fill the local tier; return those that are there (P2, P7).
 
     Args:
         instance: the instance.
         keys: user keys; repeated ones are read once.
-        into: takes the replies, if anybody wants them.
 
     Raises:
         InvalidKey: before anything is sent.
@@ -172,8 +169,6 @@ def read(
             replies = yield requests
             for (shard, token), (_, chunk), reply in zip(tokens, chunks, replies, strict=True):
                 assert isinstance(reply, ReadReply)
-                if into is not None:
-                    into.append(reply)
                 tagged: list[Key] = []
                 shard.absorb(token, reply, take(instance, chunk, reply, found, tagged), now=reply.sent_at)
                 if tagged:
@@ -335,14 +330,7 @@ def _store_chunk(
     request = StoreRequest(shard.index, keys, tuple(parts), ttl_ms, condition, _entropy(shard, receipts))
     token = shard.register(keys)
     try:
-        try:
-            (reply,) = yield (request,)
-        except BaseException as error:
-            _fail(shard, keys, applied_keys, error)
-            raise
-        assert isinstance(reply, WriteReply)
-        if receipts is not None:
-            receipts.executed(reply)
+        reply = yield from write(shard, request, keys, applied_keys, receipts)
         if not reply.applied:
             _refuse(instance, shard, token, keys[0], reply, condition)
         epoch, seq, sent_at = reply.epoch, reply.seq, reply.sent_at
@@ -472,7 +460,7 @@ def update(
         condition = Condition(epoch, 0 if found is None else found.version.seq)
         try:
             if value is not MISSING:
-                yield from store(instance, {key: value}, ttl=ttl, tags=tags, condition=condition)
+                yield from store_one(instance, key, value, ttl=ttl, tags=tags, condition=condition)
             elif found is not None:
                 yield from delete(instance, (key,), condition=condition)
         except VersionConflict:
@@ -500,19 +488,14 @@ def write(
     try:
         (reply,) = yield (request,)
     except BaseException as error:
-        _fail(shard, keys, applied_keys, error)
+        distrust_if_ambiguous(shard, error, keys)
+        if isinstance(error, CacheUnavailable):
+            error.applied_keys = tuple(applied_keys)
         raise
     assert isinstance(reply, WriteReply)
     if receipts is not None:
         receipts.executed(reply)
     return reply
-
-
-def _fail(shard: Shard, keys: Collection[str], applied_keys: Iterable[str], error: BaseException) -> None:
-    """Do what the failure of a write demands."""
-    distrust_if_ambiguous(shard, error, keys)
-    if isinstance(error, CacheUnavailable):
-        error.applied_keys = tuple(applied_keys)
 
 
 def _entropy(shard: Shard, receipts: Receipts | None) -> bytes:

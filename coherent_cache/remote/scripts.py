@@ -475,9 +475,8 @@ def _parse_read(raw: Any, server: str, sent_at: float) -> ReadReply:
 
 
 def _parse_lease(raw: Any, server: str, sent_at: float) -> LeaseReply:
-    status, epoch, seq, floor, seconds, microseconds, value, milliseconds = raw
-    now_ms = int(seconds) * 1000 + int(microseconds) // 1000
-    read = ReadReply(epoch, int(seq), int(floor), 0, now_ms, (value or None,), (), server, sent_at)
+    status, *read_raw, value, milliseconds = raw
+    read = _parse_read((*read_raw, (value or None,), ()), server, sent_at)
     return LeaseReply(LeaseStatus(status.decode("ascii")), read, int(milliseconds) / 1000)
 
 

@@ -13,20 +13,7 @@ from coherent_cache.errors import CacheUnavailable, ConfigError, InvalidKey, Ser
 from coherent_cache.keys import shard_of
 from coherent_cache.serializers import make_codec
 from coherent_cache.wire import Kind, decode_message
-from tests.unit.core.model import ABSENT, World
-
-
-@pytest.fixture
-def new_world():
-    made = []
-
-    def new_world(**options):
-        made.append(World(**options))
-        return made[-1]
-
-    yield new_world
-    for world in made:
-        world.check()
+from tests.unit.core.model import ABSENT
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
+from coherent_cache import config
 from coherent_cache.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,12 @@ def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
     if source == "reference/cli.md":
         return markdown + "".join(_commands())
     return markdown
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Put a default's value where its name stands, and a plain name where a docstring has a role of Sphinx."""
+    html = re.sub(r"<code>(DEFAULT_\w+)</code>", lambda found: f"<code>{getattr(config, found[1]):,}</code>", html)
+    return re.sub(r":(?:class|meth|mod|func):(?=<code>)", "", html)
 
 
 def _from_root(name: str) -> str:

@@ -5,6 +5,7 @@ Times are seconds of CLOCK_MONOTONIC, which all processes of a machine share. Th
 * A read from Redis returns nothing older than what was acknowledged, to anybody, before it began.
 * A local read returns nothing older than what was acknowledged before it began, less its age bound (or less
   ``max_staleness``, if it did not tell its age).
+* No read at all returns anything older than an acknowledged write (``wait=``) that had returned before it began.
 * Read-your-writes: no read returns anything older than what its own process had acknowledged before.
 * Never backwards: no read returns anything older than a read that had ended before in the same process; an absence
   counts as newer than all that was seen before it.
@@ -31,22 +32,24 @@ class Write(NamedTuple):
     """One key of one write.
 
     Attributes:
-        process: who wrote.
+        process: who wrote: a number or a name.
         key: the key.
         kind: ``set``; ``touch`` (a new version of the same value); ``kill`` (deleted, or below a floor).
         seq: its version; None if the outcome is unknown.
         stamp: what names the value, if it is a set.
         began: before the call.
         ended: after it returned; None if it did not.
+        settled: whether it returned only when nobody could serve an older value.
     """
 
-    process: int
+    process: int | str
     key: str
     kind: str
     seq: int | None
     stamp: str | None
     began: float
     ended: float | None
+    settled: bool = False
 
 
 class Read(NamedTuple):
@@ -64,7 +67,7 @@ class Read(NamedTuple):
         ended: after it returned.
     """
 
-    process: int
+    process: int | str
     key: str
     found: bool
     seq: int | None
@@ -119,6 +122,7 @@ class _Key:
     def __init__(self, writes: list[Write], max_staleness: float) -> None:
         self._max_staleness = max_staleness
         self._acknowledged = _newest(writes)
+        self._settled = _newest([write for write in writes if write.settled])
         self._own = {
             process: _newest([write for write in writes if write.process == process])
             for process in {write.process for write in writes}
@@ -168,6 +172,7 @@ class _Key:
                 allowed = min(allowed, read.age)
             for what, needed in (
                 (f"what was acknowledged {allowed:.3f} s before", self._acknowledged(read.began - allowed)),
+                ("what nobody could be older than", self._settled(read.began)),
                 ("its own process' write", own),
                 ("what its process had returned", seen),
             ):

@@ -1,0 +1,36 @@
+"""What the application is told by its environment."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+VARIABLE = "CACHE_APPLICATION"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What the application is to do.
+
+    Attributes:
+        url: of Redis.
+        options: of the cache.
+        use_at_import: whether the cache is used when this module is imported, before a server forks its workers.
+        close: whether the ASGI application closes its cache at the end of its lifespan.
+    """
+
+    url: str
+    options: dict[str, Any] = field(default_factory=dict)
+    use_at_import: bool = False
+    close: bool = True
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variable that says so."""
+        return {VARIABLE: json.dumps(asdict(self))}
+
+    @classmethod
+    def of_environment(cls) -> Self:
+        """Return what this process was told."""
+        return cls(**json.loads(os.environ[VARIABLE]))

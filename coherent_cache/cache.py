@@ -2,62 +2,23 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
-from math import inf
-from random import Random
-from typing import Any, Final, Literal, Unpack, cast, overload
+from typing import Any, Unpack, cast, overload
 
 from coherent_cache import config
 from coherent_cache.batch import Batch
-from coherent_cache.config import Settings, check_instance_id, check_seconds, check_ttl
-from coherent_cache.core import operations
-from coherent_cache.core.acknowledging import Acknowledgement, Write, acknowledge
-from coherent_cache.core.entries import Entry
-from coherent_cache.core.leasing import is_older
-from coherent_cache.core.local_tier import LocalTier
+from coherent_cache.core.acknowledging import Acknowledgement
+from coherent_cache.core.load_options import LoadContext, with_context
 from coherent_cache.core.operations import MISSING, Missing
-from coherent_cache.core.requests import Condition
-from coherent_cache.core.shard import Shard
-from coherent_cache.core.states import State
-from coherent_cache.core.stats import CacheStats, Counters
+from coherent_cache.core.requests import Operation
 from coherent_cache.defaults import DEFAULT, Default
-from coherent_cache.errors import CacheUnavailable, ConfigError, NotCoherent
-from coherent_cache.events import Event
-from coherent_cache.keys import check_key
-from coherent_cache.loading_front import LoadingFront, LoadKeywords, several
+from coherent_cache.errors import CacheUnavailable
+from coherent_cache.front import CacheEntry, several
+from coherent_cache.loading_front import OF_LOADS, GetOrSetKeywords, LoadingFront, LoadKeywords, LoadResult
 from coherent_cache.memoize import Cached, CachedKeywords, Key, P, R, Tags
-from coherent_cache.remote.topology import resolve
-from coherent_cache.runtime import Runtime, RuntimeHolder, clock, make_instance_id
-from coherent_cache.serializers import make_codec
-from coherent_cache.serializers.compression import make_compressor
+from coherent_cache.runtime import clock
 from coherent_cache.versions import Version
 from coherent_cache.wire import Kind
-
-UPDATE_ATTEMPTS: Final = 100
-"""How often ``update`` tries before it gives up against faster writers."""
-
-
-@dataclass(frozen=True, slots=True)
-class CacheEntry:
-    """A value with what is known about it.
-
-    Attributes:
-        value: the value.
-        version: its version.
-        tier: ``local`` or ``redis``: where it was found.
-        expires_in: seconds until it expires there; None if never.
-        age_bound: seconds: it was current at some moment not longer ago than that.
-    """
-
-    value: Any
-    version: Version
-    tier: Literal["local", "redis"]
-    expires_in: float | None
-    age_bound: float
 
 
 class CoherentCache(LoadingFront):
@@ -70,127 +31,6 @@ class CoherentCache(LoadingFront):
     Starting is lazy (the first call that needs Redis starts the thread) and survives a fork: a child begins with an
     empty local tier, connections, thread and instance id of its own. Safe to share between threads.
     """
-
-    def __init__(
-        self,
-        url: object = "embedded://",
-        *,
-        namespace: str,
-        shards: int = 1,
-        max_entries: int = config.DEFAULT_MAX_ENTRIES,
-        max_bytes: int | None = None,
-        policy: config.Policy = "lru",
-        ttl: float | None = config.DEFAULT_TTL,
-        local_ttl: float | None = None,
-        local_enabled: bool = True,
-        copy_values: bool = True,
-        serializer: object = "msgpack",
-        heartbeat: float = config.DEFAULT_HEARTBEAT,
-        max_staleness: float = config.DEFAULT_MAX_STALENESS,
-        on_disconnect: config.OnDisconnect = "bypass",
-        stale_limit: float = config.DEFAULT_STALE_LIMIT,
-        on_foreign: config.OnForeign = "raise",
-        max_value_bytes: int = config.DEFAULT_MAX_VALUE_BYTES,
-        compress: config.Compress | None = None,
-        compress_above: int = config.DEFAULT_COMPRESS_ABOVE,
-        schema: int = 0,
-        timeout: float = config.DEFAULT_TIMEOUT,
-        max_connections: int = config.DEFAULT_MAX_CONNECTIONS,
-        log_length: int = config.DEFAULT_LOG_LENGTH,
-        replay_limit: int = config.DEFAULT_REPLAY_LIMIT,
-        lease: float = config.DEFAULT_LEASE,
-        lease_wait: float = config.DEFAULT_LEASE_WAIT,
-        instance_id: str | None = None,
-    ) -> None:
-        """Configure an instance. Nothing is connected yet.
-
-        Args:
-            url: ``redis://``, ``rediss://``, ``unix://`` as in redis-py; ``memory://name`` (inside this process, for
-                tests); ``embedded://`` (a private redis-server, for development); or a synchronous client of redis-py
-                or fakeredis, whose options are taken.
-            namespace: instances with the same namespace form one coherent cache. 1 to 64 of ``A-Za-z0-9_.-``.
-            shards: parts of the namespace, the same in all instances; more than one spreads a namespace's load.
-            max_entries: most entries of the local tier.
-            max_bytes: most estimated bytes of the local tier; None for no limit.
-            policy: which entry goes when a limit is reached: ``lru``, ``lfu``, ``fifo`` or ``random``.
-            ttl: seconds that values live in Redis unless a call says otherwise; None for ever.
-            local_ttl: most seconds that values live in the local tier; never longer than what Redis has left.
-            local_enabled: False for no local tier and no thread: a plain remote cache.
-            copy_values: True: a caller may change what it got without changing the cache (immutable values are
-                shared all the same). False: hits share one object, faster for containers.
-            serializer: ``msgpack``, ``json``, ``pickle`` (opt-in: who can write to Redis can then run code here), or
-                an object with ``dumps`` and ``loads``.
-            heartbeat: seconds between proofs of freshness.
-            max_staleness: seconds that local values are served without such a proof; at least three heartbeats.
-            on_disconnect: what a read does past that: ``bypass`` (asks Redis), ``serve_stale`` (local values, for
-                ``stale_limit`` seconds) or ``fail`` (raises :class:`NotCoherent`).
-            stale_limit: seconds without proof that ``serve_stale`` goes on.
-            on_foreign: what a read does on bytes that are not this package's: ``raise`` or ``miss``.
-            max_value_bytes: largest encoded value, before compression; nothing is decompressed to more than that.
-            compress: ``zlib`` or ``zstd`` (the extra of that name) compresses large values in Redis, None does not.
-                Whatever is set here, compressed values are read; the local tier holds them as they were.
-            compress_above: bytes of an encoded value above which it is compressed.
-            schema: number of the values' schema, up to 65,535. Raise it when values change their form: entries of
-                another schema count as absent, for reads, conditions and ``touch``; a write replaces them.
-            timeout: seconds that one round trip or attempt to connect may take.
-            max_connections: most connections for commands.
-            log_length: invalidations that Redis keeps per shard, so that a short disconnection needs no flush.
-            replay_limit: missed invalidations up to which a resync replays them; more flush the shard.
-            lease: seconds after which another process loads in place of one that died loading; a loader that lives may
-                take longer.
-            lease_wait: seconds that a process waits for another one's loader before it loads for itself.
-            instance_id: name of this instance in messages and log lines; default ``host-pid-random``.
-
-        Raises:
-            ConfigError: an option is unusable; names the option and what is allowed.
-        """
-        settings = Settings(
-            namespace=namespace, shards=shards, max_entries=max_entries, max_bytes=max_bytes, policy=policy, ttl=ttl,
-            local_ttl=local_ttl, local_enabled=local_enabled, copy_values=copy_values, heartbeat=heartbeat,
-            max_staleness=max_staleness, on_disconnect=on_disconnect, stale_limit=stale_limit, on_foreign=on_foreign,
-            max_value_bytes=max_value_bytes, compress=compress, compress_above=compress_above, schema=schema,
-            timeout=timeout, max_connections=max_connections, log_length=log_length,
-            replay_limit=replay_limit, lease=lease, lease_wait=lease_wait,
-        )  # fmt: skip
-        if instance_id is not None:
-            check_instance_id(instance_id)
-        codec = replace(make_codec(serializer, stacklevel=3), compressor=make_compressor(compress))
-        endpoint = resolve(url, settings)
-        self._settings = settings
-        self._decode = codec.loads
-        self._endpoint = endpoint
-        self._callbacks: dict[int, Callable[[Event], None]] = {}
-        callbacks, first_id = self._callbacks, instance_id or make_instance_id()
-        forks = 0
-
-        def make() -> Runtime:
-            nonlocal forks
-            name = (
-                first_id
-                if forks == 0
-                else make_instance_id()
-                if instance_id is None
-                else f"{first_id}-{make_instance_id()}"
-            )
-            forks += 1
-            return Runtime(settings, codec, endpoint, instance_id=name, callbacks=callbacks)
-
-        adopt = weakref.WeakMethod(self._adopt)
-
-        def on_replaced(runtime: Runtime) -> None:
-            method = adopt()
-            if method is not None:
-                method(runtime)
-
-        self._holder = RuntimeHolder(make, on_replaced)
-        self._finalizer = weakref.finalize(self, _close_runtime, self._holder)
-
-    def _adopt(self, runtime: Runtime) -> None:
-        """Use a process' runtime. The local hit looks at one shard; with several, at one that never serves."""
-        self._runtime = runtime
-        shards = runtime.instance.shards
-        self._shard = shards[0] if len(shards) == 1 else _NEVER
-        self._counters = runtime.instance.counters
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -246,8 +86,7 @@ class CoherentCache(LoadingFront):
         entry = self._fresh_entry(key, max_staleness, min_version)
         if entry is not None:
             return self._value(entry)
-        found = self._read_one(key)
-        return default if found is None or is_older(found.version, min_version) else found.value
+        return self._runtime.run(self._read_value(key, default, min_version))
 
     def get_entry(self, key: str) -> CacheEntry | None:
         """Return the value of a key with its version, tier and age, or None if there is none.
@@ -255,31 +94,7 @@ class CoherentCache(LoadingFront):
         Raises:
             As :meth:`get`.
         """
-        shard = self._shard_of(key)
-        # The horizon before the look-up, as for a hit (P4): a later one would vouch for an entry that it has outdated.
-        epoch, horizon = shard.epoch, shard.tier.horizon
-        entry = self._local_entry(key)
-        # An entry belongs to the epoch that was there before and after the look-up; else ask Redis.
-        if entry is not None and epoch is not None and epoch == shard.epoch:
-            now, expires = clock(), entry.expires_at
-            return CacheEntry(
-                value=self._value(entry),
-                version=Version(epoch, entry.seq),
-                tier="local",
-                expires_in=None if expires == inf else max(0.0, expires - now),
-                age_bound=max(0.0, now - horizon),
-            )
-        found = self._read_one(key)
-        if found is None:
-            return None
-        now = clock()
-        return CacheEntry(
-            value=found.value,
-            version=found.version,
-            tier="redis",
-            expires_in=None if found.expires_at == inf else max(0.0, found.expires_at - now),
-            age_bound=max(0.0, now - found.sent_at),
-        )
+        return self._local_cache_entry(key) or self._runtime.run(self._read_entry(key))
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         """Return the values of those keys that are there, by key: local ones, and the others in one round trip.
@@ -290,38 +105,9 @@ class CoherentCache(LoadingFront):
         Raises:
             As :meth:`get`.
         """
-        wanted = several(keys)
-        found: dict[str, Any] = {}
-        missing: list[str] = []
-        tier = self._shard.tier
-        if tier.valid_until >= (now := clock()):
-            entries, decode = tier.entries, self._decode
-            for key in wanted:
-                entry = entries.get(key)
-                if entry is None:
-                    missing.append(key)
-                elif now < entry.deadline:
-                    tier.ticks = entry.used = tier.ticks + 1
-                    found[key] = entry.value
-                elif now < entry.coded_deadline:
-                    tier.ticks = entry.used = tier.ticks + 1
-                    found[key] = decode(entry.value)
-                else:
-                    missing.append(key)
-        elif not self._settings.local_enabled:
-            missing = wanted
-        else:
-            for key in wanted:
-                entry = self._local_entry(key)
-                if entry is None:
-                    missing.append(key)
-                else:
-                    found[key] = self._value(entry)
+        found, missing = self._look_up(several(keys))
         if missing:
-            read = self._runtime.run(operations.read(self._runtime.instance, missing))
-            self._counters.misses += len(missing)
-            for key, hit in read.items():
-                found[key] = hit[0]
+            found |= self._runtime.run(self._read_many(missing))
         return found
 
     def warm(self, keys: Iterable[str]) -> int:
@@ -332,12 +118,118 @@ class CoherentCache(LoadingFront):
         Raises:
             As :meth:`get`.
         """
-        wanted = several(keys)
-        for key in wanted:
-            check_key(key)
+        wanted = self._to_warm(keys)
         self.wait_ready(self._settings.timeout)
         self.get_many(wanted)
-        return sum(key in self._shard_of(key).tier.entries for key in wanted)
+        return self._held(wanted)
+
+    # -- loading ---------------------------------------------------------------------------------------------------
+
+    def get_or_set(self, key: str, loader: Callable[..., Any], **options: Unpack[GetOrSetKeywords]) -> Any:
+        """Return the value of a key; if there is none, load it: once per key in the whole fleet (P11).
+
+        While the loader runs, other callers wait for it, in all processes; its lease is renewed, and lost with its
+        process. If the key is written, deleted, or cleared meanwhile, or one of its tags invalidated, then what it
+        returns is stored in neither tier; its callers still get it. ``None`` is a value. What a loader raises reaches
+        all who wait for it in this process, and nothing is stored; other processes then load for themselves.
+
+        Args:
+            key: a non-empty str of at most 1,024 UTF-8 bytes.
+            loader: returns the value; ``MISSING`` for "no such thing". If it has a parameter without default, it is
+                given a :class:`LoadContext`, whose ``ttl`` and ``tags`` it may change by what it loads.
+            ttl: seconds that the value lives in Redis; None for ever; default as the cache was configured.
+            tags: as for :meth:`set`.
+            default: what to return if the loader says ``MISSING``.
+            jitter: part of the ttl, at random, by which it is shortened, so that not all expire at once.
+            negative_ttl: seconds for which ``MISSING`` is remembered; None for not at all. ``get`` shows such a key as
+                absent.
+            fail_safe: seconds beyond its time for which the last value that this instance knew is served if the loader
+                raises or Redis is away; None for never. A value known to be outdated is not served. Such values take
+                memory beside the local tier, within the same ``max_entries`` and ``max_bytes``.
+            error_ttl: seconds for which what the loader raised is raised again, in this process, without another
+                attempt; None for not at all.
+            throttle: seconds after a failure in which the last known value is served without another attempt.
+            soft_timeout: seconds after which the last known value is served, if there is one (needs ``fail_safe``);
+                the load goes on in the background.
+            hard_timeout: seconds after which :class:`LoaderTimeout` is raised; the load goes on in the background.
+                Neither time-out bounds the read of Redis before the load: that is what ``timeout`` does.
+            refresh_ahead: part of the ttl at whose end a hit loads the value anew, in the background, once in
+                the fleet.
+            skip_local: do not read from the local tier.
+            max_staleness: as for :meth:`get`.
+            min_version: as for :meth:`get`.
+
+        Raises:
+            InvalidKey, ConfigError: before anything is sent.
+            LoaderTimeout: ``hard_timeout`` is over.
+            LoaderDeadlock: in a loader that asks, perhaps through others, for what it is to load.
+            Others: what the loader raises; as :meth:`get`; ``SerializationError`` if the value cannot be stored.
+        """
+        # Keywords one by one would cost a hit as much as the look-up itself.
+        if not options or options.keys() <= OF_LOADS:
+            # As in `get`: the horizon first, then the clock, then the look-up (P4).
+            tier = self._shard.tier
+            if tier.valid_until >= (now := clock()):
+                try:
+                    entry = tier.entries[key]
+                except (KeyError, TypeError):
+                    pass
+                else:
+                    if now < entry.deadline:
+                        tier.ticks = entry.used = tier.ticks + 1
+                        return entry.value
+                    if now < entry.coded_deadline:
+                        tier.ticks = entry.used = tier.ticks + 1
+                        return self._decode(entry.value)
+        default = options.pop("default", None)
+        wish = self._wish(key, loader, options)
+        found = self._here(wish) or self._runtime.run(self._load(wish))
+        return self._loaded_value(found, default)
+
+    def get_or_set_entry(self, key: str, loader: Callable[..., Any], **options: Unpack[LoadKeywords]) -> LoadResult:
+        """As :meth:`get_or_set`, but return the value with its version, where it came from, and whether it is stale.
+
+        It has no ``default``: the value of "no such thing" is ``MISSING``.
+        """
+        self._shard_of(key)  # checks the key
+        return self._runtime.run(self._load_entry(self._wish(key, loader, options)))
+
+    def get_or_set_many(
+        self,
+        keys: Iterable[str],
+        loader: Callable[[list[str]], Mapping[str, Any]],
+        *,
+        ttl: float | Default | None = DEFAULT,
+        tags: Iterable[str] = (),
+        jitter: float | None = None,
+        negative_ttl: float | None = None,
+    ) -> dict[str, Any]:
+        """Return the values of keys; load those that are nowhere, by one call of the loader, once in the fleet (P11).
+
+        Per 1,000 keys one round trip reads, one asks for the leases, one stores. What others are just loading is waited
+        for afterwards; only if they give it up the loader is called again.
+
+        Args:
+            keys: keys; repeated ones count once.
+            loader: gets the keys to load; returns their values by key. A key that it leaves out, or gives ``MISSING``,
+                is "no such thing".
+            ttl: as for :meth:`get_or_set`.
+            tags: tags of all that is loaded.
+            jitter: as for :meth:`get_or_set`, for each value.
+            negative_ttl: as for :meth:`get_or_set`.
+
+        Returns:
+            The values of those keys that there are.
+
+        Raises:
+            As :meth:`get_or_set`; ``ConfigError`` if the loader returns no mapping, or keys that it was not asked for.
+        """
+        options = self._options_of_many(loader, ttl, tags, jitter, negative_ttl)
+        wanted = several(keys)
+        found, missing = self._look_up(wanted)
+        if missing:
+            found |= self._runtime.run(self._load_many(missing, loader, options))
+        return {key: found[key] for key in wanted if found.get(key, MISSING) is not MISSING}
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -396,15 +288,8 @@ class CoherentCache(LoadingFront):
             VersionConflict: ``if_version`` does not hold. Nothing was written.
             CacheUnavailable: Redis refused or is away; ``maybe_applied`` tells whether it may have happened.
         """
-        if type(key) is not str:
-            check_key(key)
-        runtime = self._runtime
-        ttl = self._settings.ttl if ttl is DEFAULT else self._ttl(ttl)
-        condition = None if if_version is None else _condition(if_version)
-        if wait is not None:
-            write = partial(operations.store_one, runtime.instance, key, value, ttl=ttl, tags=tags, condition=condition)
-            return self._acknowledged(wait, write)
-        return runtime.run(operations.store_one(runtime.instance, key, value, ttl=ttl, tags=tags, condition=condition))
+        result: Version | Acknowledgement = self._runtime.run(self._set(key, value, ttl, tags, if_version, wait))
+        return result
 
     def set_many(
         self, mapping: Mapping[str, Any], *, ttl: float | Default | None = DEFAULT, tags: Iterable[str] = ()
@@ -414,9 +299,7 @@ class CoherentCache(LoadingFront):
         Raises:
             As :meth:`set`; with ``CacheUnavailable``, ``applied_keys`` tells which were written all the same.
         """
-        if not isinstance(mapping, Mapping):
-            raise ConfigError("mapping", f"must be a mapping of keys to values, not {type(mapping).__name__}")
-        return self._runtime.run(operations.store(self._runtime.instance, dict(mapping), ttl=self._ttl(ttl), tags=tags))
+        return self._runtime.run(self._set_many(mapping, ttl, tags))
 
     @overload
     def delete(self, key: str, *, if_version: Version | None = None, wait: None = None) -> bool: ...
@@ -439,10 +322,8 @@ class CoherentCache(LoadingFront):
             VersionConflict: ``if_version`` does not hold. Nothing was deleted.
             CacheUnavailable: Redis refused or is away; ``maybe_applied`` tells whether it may have happened.
         """
-        instance, condition = self._runtime.instance, _condition(if_version)
-        if wait is not None:
-            return self._acknowledged(wait, partial(operations.delete, instance, (key,), condition=condition))
-        return self._runtime.run(operations.delete(instance, (key,), condition=condition)) > 0
+        result: bool | Acknowledgement = self._runtime.run(self._delete(key, if_version, wait))
+        return result
 
     def delete_many(self, keys: Iterable[str]) -> int:
         """Delete several values, 1,000 per round trip and message; return how many were there.
@@ -450,7 +331,7 @@ class CoherentCache(LoadingFront):
         Raises:
             As :meth:`delete`; with ``CacheUnavailable``, ``applied_keys`` tells which were deleted all the same.
         """
-        return self._runtime.run(operations.delete(self._runtime.instance, several(keys)))
+        return self._runtime.run(self._delete_many(keys))
 
     def batch(self) -> Batch:
         """Collect writes and send them together: one script per shard, one version and one message (P1).
@@ -483,7 +364,7 @@ class CoherentCache(LoadingFront):
         Raises:
             As :meth:`delete`.
         """
-        return self._runtime.run(operations.touch(self._runtime.instance, key, self._ttl(ttl)))
+        return self._runtime.run(self._touch(key, ttl))
 
     def update(
         self,
@@ -511,17 +392,7 @@ class CoherentCache(LoadingFront):
             VersionConflict: other writers were faster 100 times.
             Others: as :meth:`get` and :meth:`set`, and what ``fn`` raises.
         """
-        return self._runtime.run(
-            operations.update(
-                self._runtime.instance,
-                key,
-                fn,
-                default=default,
-                ttl=self._ttl(ttl),
-                tags=tags,
-                attempts=UPDATE_ATTEMPTS,
-            )
-        )
+        return self._runtime.run(self._update(key, fn, default, ttl, tags))
 
     @overload
     def clear(self, *, wait: None = None) -> Version: ...
@@ -542,7 +413,8 @@ class CoherentCache(LoadingFront):
         Raises:
             CacheUnavailable: Redis refused or is away; with several shards, some may be cleared.
         """
-        return self._raise_floor(Kind.CLEAR, (), wait)
+        result: Version | Acknowledgement = self._runtime.run(self._raise_floor(Kind.CLEAR, (), wait))
+        return result
 
     @overload
     def invalidate_tags(self, *tags: str, wait: None = None) -> Version: ...
@@ -564,7 +436,8 @@ class CoherentCache(LoadingFront):
             ConfigError: no tag, or one that is none.
             CacheUnavailable: as :meth:`clear`.
         """
-        return self._raise_floor(Kind.TAG, tags, wait)
+        result: Version | Acknowledgement = self._runtime.run(self._raise_floor(Kind.TAG, tags, wait))
+        return result
 
     # -- as a decorator --------------------------------------------------------------------------------------------
 
@@ -610,7 +483,7 @@ class CoherentCache(LoadingFront):
     # -- as a mapping ----------------------------------------------------------------------------------------------
 
     def __contains__(self, key: str) -> bool:
-        return self._local_entry(key) is not None or self._read_one(key) is not None
+        return self._local_entry(key) is not None or self._runtime.run(self._read(key)) is not None
 
     def __getitem__(self, key: str) -> Any:
         value = self.get(key, MISSING)
@@ -625,48 +498,7 @@ class CoherentCache(LoadingFront):
         if not self.delete(key):
             raise KeyError(key)
 
-    # -- this instance ---------------------------------------------------------------------------------------------
-
-    @property
-    def instance_id(self) -> str:
-        """Name of this instance in messages and log lines."""
-        return self._runtime.instance_id
-
-    @property
-    def namespace(self) -> str:
-        """The namespace."""
-        return self._settings.namespace
-
-    @property
-    def server(self) -> str:
-        """Where Redis is, for people: never with user or password."""
-        note = self._endpoint.note
-        return f"{self._endpoint.description} ({note})" if note else self._endpoint.description
-
-    @property
-    def state(self) -> str:
-        """``connecting``, ``coherent``, ``suspect`` or ``disconnected`` (P5): the worst of the shards'.
-
-        Always ``coherent`` with ``local_enabled=False``: every read asks Redis then.
-        """
-        return self._runtime.instance.state(clock()).value
-
-    def staleness_bound(self) -> float:
-        """Return how many seconds ago the value of a local hit may have ceased to be current, at most, right now.
-
-        0.0 if no local value would be served: a read asks Redis, or raises.
-        """
-        now = clock()
-        age = self._runtime.instance.horizon_age(now)
-        return max(0.0, age) if age <= self._settings.longest_age else 0.0
-
-    def stats(self) -> CacheStats:
-        """Return a snapshot of the counters."""
-        return self._runtime.instance.stats(clock())
-
-    def clear_local(self) -> int:
-        """Empty the local tier of this instance only; return how many entries went."""
-        return self._runtime.instance.clear_local()
+    # -- this instance ---
 
     def wait_ready(self, timeout: float = config.DEFAULT_MAX_STALENESS) -> bool:
         """Start, and wait until the instance is coherent; return whether it is, after ``timeout`` seconds at most.
@@ -675,19 +507,7 @@ class CoherentCache(LoadingFront):
             NamespaceMismatch: the namespace was created with another number of shards or another format.
             CacheUnavailable: the cache is closed.
         """
-        instance = self._runtime.instance
-        return self._runtime.wait(lambda: instance.state(clock()) is State.COHERENT, timeout)
-
-    def on_event(self, callback: Callable[[Event], None]) -> Callable[[], None]:
-        """Call ``callback`` with every event from now on; return a function that ends that.
-
-        It is called by whichever thread comes by, without any lock held, and should return soon. Its exceptions are
-        logged and go no further. While there is a callback, events are also made per message.
-        """
-        token = id(callback) if id(callback) not in self._callbacks else max(self._callbacks) + 1
-        self._callbacks[token] = callback
-        self._runtime.instance.set_trace(True)
-        return lambda: void(self._callbacks.pop(token, None))
+        return self._runtime.wait(self._is_coherent, timeout)
 
     def close(self) -> None:
         """Stop the thread and close the connections; later calls that need Redis raise. Idempotent."""
@@ -699,89 +519,13 @@ class CoherentCache(LoadingFront):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        state = "closed" if self._runtime.closed else self.state
-        return f"<CoherentCache {self.namespace!r} at {self._endpoint.description}: {state}>"
-
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _shard_of(self, key: str) -> Shard:
-        return self._runtime.instance.shard_of(check_key(key))
+    def _spawn(self, operation: Operation[Any]) -> bool:
+        return self._runtime.spawn(operation)
 
-    def _local_entry(self, key: str) -> Entry | None:
-        """Look a key up locally, counting a hit; None if Redis must be asked. Removes what has expired."""
-        shard = self._shard_of(key)
-        tier = shard.tier
-        valid_until = tier.valid_until
-        now = clock()
-        if valid_until < now:
-            if not self._settings.local_enabled:
-                return None
-            # Never synchronised yet: reads ask Redis, whatever the policy says about a lost connection.
-            if shard.state_at(now) is not State.DISCONNECTED or self._settings.on_disconnect == "bypass":
-                return None
-            age = now - tier.horizon
-            if self._settings.on_disconnect == "fail":
-                raise NotCoherent(age)
-            if age > self._settings.stale_limit:
-                return None
-        entry = tier.entries.get(key)
-        if entry is None:
-            return None
-        if entry.is_expired(now):
-            shard.remove_expired(key, now)
-            return None
-        tier.ticks = entry.used = tier.ticks + 1
-        return entry
+    def _loader(self, loader: Callable[..., Any]) -> Callable[[LoadContext], Any]:
+        return with_context(loader)
 
-    def _value(self, entry: Entry) -> Any:
-        return entry.value if entry.deadline >= entry.coded_deadline else self._decode(entry.value)
-
-    def _read_one(self, key: str) -> operations.Found | None:
-        self._counters.misses += 1
-        return self._runtime.run(operations.read_one(self._runtime.instance, key))
-
-    def _raise_floor(self, kind: Kind, tags: Iterable[str], wait: float | None) -> Version | Acknowledgement:
-        raise_floor = partial(operations.raise_floor, self._runtime.instance, kind, tags)
-        return self._runtime.run(raise_floor()) if wait is None else self._acknowledged(wait, raise_floor)
-
-    def _acknowledged(self, wait: float, write: Write) -> Acknowledgement:
-        check_seconds("wait", wait)
-        return self._runtime.run(acknowledge(self._runtime.instance, write, wait))
-
-    def _ttl(self, ttl: float | Default | None) -> float | None:
-        if isinstance(ttl, Default):
-            return self._settings.ttl
-        check_ttl("ttl", ttl)
-        return ttl
-
-
-def void(_: object) -> None:
-    """Return nothing."""
-
-
-def _condition(if_version: Version | Missing | None) -> Condition | None:
-    if if_version is None:
-        return None
-    if if_version is MISSING:
-        return Condition()
-    if isinstance(if_version, Version):
-        return Condition(if_version.epoch, if_version.seq)
-    raise ConfigError("if_version", f"must be a Version, MISSING or None, not {type(if_version).__name__}")
-
-
-def _close_runtime(holder: RuntimeHolder) -> None:
-    holder.runtime.close()
-
-
-_NEVER: Final = Shard(
-    0,
-    LocalTier(max_entries=1, rng=Random(0)),  # noqa: S311
-    max_staleness=0,
-    lock=nullcontext(),
-    counters=Counters(),
-    emit=void,
-)
-"""A shard that never serves: what the inlined hit looks at if there are several shards."""
 
 __all__ = ["DEFAULT", "MISSING", "CacheEntry", "CacheUnavailable", "CoherentCache"]

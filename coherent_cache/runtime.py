@@ -309,21 +309,31 @@ class Runtime:
 _runtimes: weakref.WeakSet[RuntimeHolder] = weakref.WeakSet()
 
 
+class _Current:
+    """A place for the runtime of the present process."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+    def close(self) -> None:
+        self.runtime.close()
+
+
 class RuntimeHolder:
-    """Holds the runtime of the present process; the front reads ``runtime`` and is told when it is replaced."""
+    """Holds the runtime of the present process for the fronts that share it; closes it when all of them are gone."""
 
-    def __init__(self, make: Callable[[], Runtime], on_replaced: Callable[[Runtime], None]) -> None:
-        """Make the first runtime.
-
-        Args:
-            make: makes a runtime for the present process.
-            on_replaced: called with each new one, the first included.
-        """
+    def __init__(self, make: Callable[[], Runtime]) -> None:
+        """Make the first runtime; ``make`` makes one for the present process."""
         self._make = make
-        self._on_replaced = on_replaced
-        self.runtime = make()
-        on_replaced(self.runtime)
+        self._current = _Current(make())
+        self._fronts: list[weakref.WeakMethod[Callable[[Runtime], None]]] = []
+        self._finalizer = weakref.finalize(self, self._current.close)
         _runtimes.add(self)
+
+    def attach(self, adopt: weakref.WeakMethod[Callable[[Runtime], None]]) -> None:
+        """Tell a front which runtime there is, now and whenever there is another one."""
+        self._fronts.append(adopt)
+        self._tell()
 
     def replace(self) -> None:
         """In a forked child: leave everything of the parent alone and begin anew (P13).
@@ -331,8 +341,14 @@ class RuntimeHolder:
         The parent's runtime is dropped without being closed: its locks may be held by threads that do not exist here.
         Its sockets' descriptors go with it; redis-py shuts a connection down only in the process that made it.
         """
-        self.runtime = self._make()
-        self._on_replaced(self.runtime)
+        self._current.runtime = self._make()
+        self._tell()
+
+    def _tell(self) -> None:
+        for adopt in self._fronts:
+            method = adopt()
+            if method is not None:
+                method(self._current.runtime)
 
 
 def _after_fork_in_child() -> None:

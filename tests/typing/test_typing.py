@@ -23,3 +23,15 @@ def test_the_public_surface_is_typed(tmp_path):
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_it_is_typed_for_pyright_too(tmp_path):
+    pytest.importorskip("basedpyright")
+    (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}')
+    package = Path(coherent_cache.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "basedpyright", "--level", "error", "--pythonpath", sys.executable, "-p", tmp_path, API],
+        env=os.environ | {"PYTHONPATH": str(package)}, cwd=package,
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -16,7 +16,7 @@ from typing import Any, Final
 from bench import document, finish, one_server, parse_options
 from measure import Row
 
-QUESTIONS: Final = ("local_hit", "set_value", "miss", "get_many", "propagation", "subscriber", "memory")
+QUESTIONS: Final = ("local_hit", "set_value", "miss", "get_many", "propagation", "subscriber", "memory", "round_trip")
 HERE: Final = Path(__file__).resolve().parent
 
 

@@ -13,7 +13,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SHARED = ("measure", "server", "peers", "bench")
-QUESTIONS = ("local_hit", "set_value", "miss", "get_many", "propagation", "subscriber", "memory")
+QUESTIONS = ("local_hit", "set_value", "miss", "get_many", "propagation", "subscriber", "memory", "round_trip")
 
 
 @pytest.fixture(scope="module")

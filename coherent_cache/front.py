@@ -28,7 +28,7 @@ from coherent_cache.errors import ConfigError, InvalidKey, NotCoherent
 from coherent_cache.events import Event
 from coherent_cache.keys import check_key
 from coherent_cache.remote.topology import Endpoint, resolve
-from coherent_cache.runtime import Runtime, RuntimeHolder, clock, make_instance_id
+from coherent_cache.runtime import Runtime, RuntimeHolder, Tracer, clock, make_instance_id
 from coherent_cache.serializers import make_codec
 from coherent_cache.serializers.compression import make_compressor
 from coherent_cache.versions import Version
@@ -239,6 +239,20 @@ class Front:
         self._callbacks[token] = callback
         self._runtime.instance.set_trace(True)
         return lambda: void(self._callbacks.pop(token, None))
+
+    def set_tracer(self, tracer: Tracer | None) -> None:
+        """Have ``tracer`` told of each round trip to Redis, loader call and wait, not of local hits; None ends that.
+
+        It is called in the thread or task that does it, with this instance's id and the requests, and returns a context
+        manager that is entered around the answering. What that raises is taken for a failure of the answering.
+        ``coherent_cache.telemetry.opentelemetry.instrument`` sets one.
+
+        Raises:
+            ConfigError: there is another one.
+        """
+        if tracer is not None and self._runtime.tracer is not None:
+            raise ConfigError("tracer", "is set already; end that one first")
+        self._runtime.tracer = tracer
 
     def __repr__(self) -> str:
         state = "closed" if self._runtime.closed else self.state

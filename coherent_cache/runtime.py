@@ -10,6 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from functools import partial
 from math import inf
 from random import Random
@@ -47,6 +48,9 @@ clock: Final[Callable[[], float]] = (
     partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
 )
 """The local clock, in seconds: one that counts the time a suspended machine sleeps, where there is one (review A22)."""
+
+Tracer = Callable[[str, Sequence[Request]], contextlib.AbstractContextManager[object]]
+"""Given the instance's id and what an operation asks for, returns what is entered around the answering."""
 
 MAX_PENDING_EVENTS: Final = 10_000
 """Events kept until they are delivered; beyond that the oldest are dropped, the cache itself never waits."""
@@ -111,6 +115,7 @@ class Runtime:
         instance: the pure core.
         instance_id: name of the instance.
         pid: the process that it belongs to.
+        tracer: is told of all that leaves the local tier; None for nobody.
     """
 
     def __init__(
@@ -135,6 +140,7 @@ class Runtime:
         self.pid = os.getpid()
         self.settings = settings
         self.instance_id = instance_id
+        self.tracer: Tracer | None = None
         self._endpoint = endpoint
         self.events = EventHub(EventLog(namespace=settings.namespace, instance=instance_id), callbacks)
         member = f"{instance_id}:{os.urandom(8).hex()}"  # two instances may have one id
@@ -188,11 +194,12 @@ class Runtime:
             requests = next(operation)
             while True:
                 try:
-                    replies: Sequence[Reply]
-                    if type(requests[0]) in FRONT_REQUESTS:
-                        replies = (self._serve(requests[0]),)
+                    tracer = self.tracer
+                    if tracer is None:
+                        replies = self._answer(requests)
                     else:
-                        replies = self._io.execute(requests)
+                        with tracer(self.instance_id, requests):
+                            replies = self._answer(requests)
                 except BaseException as error:  # noqa: BLE001  # every failure is the operation's to judge
                     if isinstance(error, CacheUnavailable):
                         self.instance.counters.errors += 1
@@ -208,6 +215,10 @@ class Runtime:
             operation.close()
             if self.events.waiting:
                 self.events.drain()
+
+    def _answer(self, requests: Sequence[Request]) -> Sequence[Reply]:
+        """Have requests answered, by the front itself or by Redis."""
+        return (self._serve(requests[0]),) if type(requests[0]) in FRONT_REQUESTS else self._io.execute(requests)
 
     def _serve(self, request: Request) -> Reply:
         """Do what an operation asks of the front: call a loader, wait, begin something in the background (P11)."""
@@ -231,8 +242,12 @@ class Runtime:
                 raise AssertionError(f"the front does not know {type(request).__name__}")
 
     def spawn(self, operation: Operation[Any]) -> bool:
-        """Run an operation in the background; its errors are told as events. False if there is no thread for it."""
-        return self._background.run(partial(self._run_alone, operation))
+        """Run an operation in the background, in a copy of the caller's context; its errors are told as events.
+
+        Returns:
+            False if there is no thread for it.
+        """
+        return self._background.run(partial(copy_context().run, self._run_alone, operation))
 
     def _run_alone(self, operation: Operation[Any]) -> None:
         # Whoever began it has passed the checks. If another one refused it here, its flight would never end.
@@ -341,7 +356,9 @@ class RuntimeHolder:
         The parent's runtime is dropped without being closed: its locks may be held by threads that do not exist here.
         Its sockets' descriptors go with it; redis-py shuts a connection down only in the process that made it.
         """
+        tracer = self._current.runtime.tracer
         self._current.runtime = self._make()
+        self._current.runtime.tracer = tracer
         self._tell()
 
     def _tell(self) -> None:

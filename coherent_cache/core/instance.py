@@ -172,6 +172,7 @@ class Instance:
         hits = sum(tier.hits for tier in tiers)
         total = hits + counters.misses
         lags = [shard.lag for shard in self.shards]
+        streams = self.shards if self.settings.local_enabled else ()
         return CacheStats(
             enabled=self.settings.local_enabled,
             size=sum(map(len, tiers)),
@@ -198,8 +199,12 @@ class Instance:
             errors=counters.errors,
             propagation_p50=_worst_percentile([lag.percentile(0.50) for lag in lags]),
             propagation_p99=_worst_percentile([lag.percentile(0.99) for lag in lags]),
+            propagation_counts=tuple(map(sum, zip(*(lag.counts for lag in lags), strict=True))),
+            propagation_sum=sum(lag.total for lag in lags),
             state=self.state(now).value,
             horizon_age=self.horizon_age(now),
+            shard_states=tuple(shard.state_at(now).value for shard in streams),
+            shard_horizon_ages=tuple(now - shard.tier.horizon for shard in streams),
         )
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 LAG_SAMPLES: Final = 1024
 """Latest propagation delays that percentiles are made of."""
+
+LAG_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Upper bounds, in seconds, of the classes that propagation delays are counted in; what is longer is counted last."""
 
 OFFSET_SAMPLES: Final = 16
 """Latest clock comparisons of which the one with the shortest round trip counts (as NTP does)."""
@@ -43,8 +47,13 @@ class CacheStats:
         errors: commands that failed, and faults that the subscriber survived.
         propagation_p50: median seconds from a write's execution in Redis to its application here; None if unknown.
         propagation_p99: the same, 99th percentile.
+        propagation_counts: messages per class of delay: above one and up to the next of ``LAG_BUCKETS``, and a last
+            number for those above all of them.
+        propagation_sum: seconds that all these messages took together.
         state: worst state of the shards.
         horizon_age: seconds since the oldest shard's last proof of freshness; ``inf`` if there is none.
+        shard_states: state of each shard; empty without a local tier.
+        shard_horizon_ages: seconds since each shard's last proof of freshness; empty without a local tier.
     """
 
     enabled: bool
@@ -72,8 +81,12 @@ class CacheStats:
     errors: int
     propagation_p50: float | None
     propagation_p99: float | None
+    propagation_counts: tuple[int, ...]
+    propagation_sum: float
     state: str
     horizon_age: float
+    shard_states: tuple[str, ...]
+    shard_horizon_ages: tuple[float, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as a dict of plain values."""
@@ -124,14 +137,21 @@ class LagMeter:
     Every sync reply carries the server's clock; half the round trip later it is compared with the local one. The
     comparison with the shortest round trip of the last few gives the offset, with an error of at most half of that
     round trip.
+
+    Attributes:
+        offset: server's clock less the local one, in seconds; None if it is not known.
+        counts: delays observed, by the classes of ``LAG_BUCKETS``, the last for what is longer.
+        total: sum of the delays observed, in seconds.
     """
 
-    __slots__ = ("_lags", "_offsets", "offset")
+    __slots__ = ("_lags", "_offsets", "counts", "offset", "total")
 
     def __init__(self) -> None:
         self._lags: deque[float] = deque(maxlen=LAG_SAMPLES)
         self._offsets: deque[tuple[float, float]] = deque(maxlen=OFFSET_SAMPLES)
         self.offset: float | None = None
+        self.counts = [0] * (len(LAG_BUCKETS) + 1)
+        self.total = 0.0
 
     def compare(self, server_us: int, sent_at: float, received_at: float) -> None:
         """Note a comparison of the clocks.
@@ -150,6 +170,8 @@ class LagMeter:
             return None
         lag = max(0.0, now + self.offset - server_us / 1e6)
         self._lags.append(lag)
+        self.counts[bisect_left(LAG_BUCKETS, lag)] += 1
+        self.total += lag
         return lag
 
     def reset(self) -> None:

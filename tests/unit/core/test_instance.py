@@ -10,7 +10,7 @@ from coherent_cache.config import Settings
 from coherent_cache.core.entries import ENTRY_OVERHEAD_BYTES, RemovalCause
 from coherent_cache.core.instance import CACHED_KEYS, Instance
 from coherent_cache.core.states import SEVERITY, State, worst
-from coherent_cache.core.stats import CacheStats
+from coherent_cache.core.stats import LAG_BUCKETS, CacheStats
 from coherent_cache.errors import ForeignValue, InvalidKey
 from coherent_cache.events import FillRefused, ForeignValueSeen, InvalidationReceived
 from coherent_cache.keys import key_digest
@@ -238,10 +238,15 @@ def test_the_stats_of_a_new_instance():
         errors=0,
         propagation_p50=None,
         propagation_p99=None,
+        propagation_counts=(0,) * (len(LAG_BUCKETS) + 1),
+        propagation_sum=0.0,
         state="connecting",
         horizon_age=inf,
+        shard_states=("connecting", "connecting"),
+        shard_horizon_ages=(inf, inf),
     )
-    assert new_instance(local_enabled=False).stats(0.0).enabled is False
+    remote = new_instance(local_enabled=False).stats(0.0)
+    assert (remote.enabled, remote.shard_states, remote.shard_horizon_ages) == (False, (), ())
 
 
 def test_stats_add_up_the_shards():

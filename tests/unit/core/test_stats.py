@@ -11,7 +11,7 @@ from math import inf
 
 import pytest
 
-from coherent_cache.core.stats import LAG_SAMPLES, OFFSET_SAMPLES, CacheStats, Counters, LagMeter
+from coherent_cache.core.stats import LAG_BUCKETS, LAG_SAMPLES, OFFSET_SAMPLES, CacheStats, Counters, LagMeter
 
 AHEAD = 3600.0  # the server's clock is an hour ahead of the local one
 
@@ -166,6 +166,33 @@ def test_asking_changes_nothing(meter):
     assert [meter.percentile(0.5) for _ in range(3)] == [2.0] * 3
 
 
+# --- classes of delays ---
+
+
+@pytest.mark.parametrize(
+    ("lag", "index"),
+    [(0.0, 0), (0.0005, 0), (0.00051, 1), (0.001, 1), (4.99, -2), (5.0, -2), (5.01, -1), (3600.0, -1)],
+)
+def test_a_delay_is_counted_up_to_the_bound_of_its_class(meter, lag, index):
+    fill(meter, [lag])
+
+    assert meter.counts[index] == sum(meter.counts) == 1
+    assert len(meter.counts) == len(LAG_BUCKETS) + 1
+
+
+def test_all_delays_are_counted_not_only_the_latest(meter):
+    fill(meter, [0.25] * (2 * LAG_SAMPLES))
+
+    assert sum(meter.counts) == 2 * LAG_SAMPLES
+    assert meter.total == 0.25 * 2 * LAG_SAMPLES
+
+
+def test_a_delay_that_cannot_be_known_is_not_counted(meter):
+    meter.observe(0, now=1.0)
+
+    assert (sum(meter.counts), meter.total) == (0, 0.0)
+
+
 # --- counters ---
 
 
@@ -207,8 +234,12 @@ def snapshot(**changes) -> CacheStats:
         "errors": 0,
         "propagation_p50": 0.001,
         "propagation_p99": None,
+        "propagation_counts": (0, 5),
+        "propagation_sum": 0.005,
         "state": "coherent",
         "horizon_age": 0.5,
+        "shard_states": ("coherent",),
+        "shard_horizon_ages": (0.5,),
     }
     return CacheStats(**(values | changes))
 
@@ -220,7 +251,8 @@ def test_the_snapshot_as_a_dict_has_every_field():
 
     assert list(found) == [field.name for field in dataclasses.fields(CacheStats)]
     assert CacheStats(**found) == stats
-    assert json.loads(json.dumps(found)) == found
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    assert json.loads(json.dumps(found)) == plain
 
 
 def test_the_dict_is_the_callers_own():

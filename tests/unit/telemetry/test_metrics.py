@@ -1,0 +1,99 @@
+"""The table of metrics: names, units and what is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from math import inf
+
+import pytest
+
+from coherent_cache.core.entries import RemovalCause
+from coherent_cache.core.stats import LAG_BUCKETS, CacheStats
+from coherent_cache.telemetry.metrics import INSTANCE, LABELS, METRICS, NAMESPACE
+
+BY_NAME = {metric.name.removeprefix("coherent_cache."): metric for metric in METRICS}
+
+
+def stats(**changes):
+    """Return a snapshot in which every number is another one."""
+    numbers = {field.name: number for number, field in enumerate(dataclasses.fields(CacheStats), 1)}
+    plain = {
+        "enabled": True,
+        "removals": {cause.value: 100 + index for index, cause in enumerate(RemovalCause)},
+        "propagation_counts": tuple(range(len(LAG_BUCKETS) + 1)),
+        "state": "suspect",
+        "shard_states": ("coherent", "suspect"),
+        "shard_horizon_ages": (0.5, inf),
+    }
+    return CacheStats(**(numbers | plain | changes))
+
+
+def points(name, **changes):
+    return dict(BY_NAME[name].read(stats(**changes)))
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_names_follow_the_conventions_of_both(metric):
+    assert re.fullmatch(r"coherent_cache(\.[a-z_]+)+", metric.name)
+    assert re.fullmatch(r"coherent_cache(_[a-z]+)+", metric.prometheus)
+    assert metric.prometheus.endswith("_total") == (metric.kind == "counter")
+    assert ("_seconds" in metric.prometheus) == (metric.unit == "s")
+    assert ("_bytes" in metric.prometheus) == (metric.unit == "By")
+    assert re.fullmatch(r"s|By|\{[a-z]+\}|", metric.unit)
+    assert metric.help.endswith(".")
+    assert set(metric.labels) <= LABELS.keys() - {NAMESPACE, INSTANCE}
+
+
+def test_no_two_have_one_name():
+    assert len({metric.prometheus for metric in METRICS}) == len(METRICS) == len(BY_NAME)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_every_point_has_the_metrics_labels(metric):
+    found = list(metric.read(stats()))
+    assert found
+    if metric.kind != "histogram":
+        assert {len(labels) for labels, _ in found} == {len(metric.labels)}
+        assert len({labels for labels, _ in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("hits", "hits"), ("misses", "misses"), ("redis_hits", "redis_hits"), ("loads", "loads"),
+        ("load_failures", "load_failures"), ("stale_served", "stale_served"), ("entries", "size"),
+        ("entries.limit", "max_entries"), ("memory", "bytes"), ("fills_refused", "fills_refused"),
+        ("resyncs", "resyncs"), ("replays", "replays"), ("flushes", "flushes"), ("errors", "errors"),
+    ],
+)  # fmt: skip
+def test_a_plain_number_is_its_field(name, field):
+    assert points(name) == {(): getattr(stats(), field)}
+
+
+def test_removals_have_their_cause():
+    assert points("removals") == {(cause.value,): 100 + index for index, cause in enumerate(RemovalCause)}
+
+
+def test_invalidations_have_their_outcome():
+    found = stats()
+    assert points("invalidations") == {
+        ("applied",): found.invalidations_applied,
+        ("ignored",): found.invalidations_ignored,
+    }
+
+
+def test_quantiles_that_are_not_known_are_left_out():
+    assert points("propagation.recent", propagation_p50=0.25, propagation_p99=0.5) == {("0.5",): 0.25, ("0.99",): 0.5}
+    assert points("propagation.recent", propagation_p50=None, propagation_p99=None) == {}
+
+
+def test_a_shard_is_in_one_state():
+    found = points("state")
+    assert {labels for labels, number in found.items() if number == 1.0} == {("0", "coherent"), ("1", "suspect")}
+    assert set(found.values()) == {0.0, 1.0}
+    assert len(found) == 2 * 4
+
+
+def test_horizons_are_by_shard():
+    assert points("horizon.age") == {("0",): 0.5, ("1",): inf}

@@ -47,6 +47,7 @@ MODULES = (
     "integration.coherence_workers",
     "integration.fork_workers",
     "integration.load_workers",
+    "integration.telemetry_workers",
 )  # where more workers register themselves
 
 WORKERS: dict[str, Callable[..., Any]] = {}

@@ -129,9 +129,7 @@ def _later(cache: Front, do: Callable[[Front], object]) -> Callable[[], object]:
 class RequestTracer:
     """Makes a span for what an operation asks for: ``set_tracer`` of a cache takes one."""
 
-    def __init__(
-        self, cache: Front, *, keys: bool = False, tracer_provider: TracerProvider | None = None
-    ) -> None:
+    def __init__(self, cache: Front, *, keys: bool = False, tracer_provider: TracerProvider | None = None) -> None:
         """Make a tracer for one cache, which it does not keep alive.
 
         Args:
@@ -243,9 +241,7 @@ class _Snapshots:
             ]
 
 
-_per_provider: Final[weakref.WeakKeyDictionary[MeterProvider, weakref.WeakSet[Front]]] = (
-    weakref.WeakKeyDictionary()
-)
+_per_provider: Final[weakref.WeakKeyDictionary[MeterProvider, weakref.WeakSet[Front]]] = weakref.WeakKeyDictionary()
 _GLOBAL: Final = NoOpMeterProvider()
 """Stands for the global one, which is another object before the application sets it than after."""
 

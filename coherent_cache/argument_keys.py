@@ -208,11 +208,31 @@ class CallKey:
                     parts.append(f"{parameter}={_text(value, 0)}")
                 except _Unstable as error:
                     raise UnstableArgument(name, parameter, str(error)) from None
-        key = f"{name}({','.join(parts)})"
-        if len(encoded := key.encode("utf-8")) <= LONGEST_TEXT:
-            return key
-        digest = blake2b(encoded, digest_size=DIGEST_BYTES).hexdigest()
-        return f"{name[: MAX_KEY_BYTES // 8]}(#{digest})"
+        return _shortened(name, f"{name}({','.join(parts)})")
+
+
+def named_key(name: str, value: object) -> str:
+    """Return a key that is made of a name and one value: ``name:text``.
+
+    Args:
+        name: a function's, or that of a group of keys.
+        value: the value.
+
+    Raises:
+        UnstableArgument: the value has no stable text.
+    """
+    try:
+        return _shortened(f"{name}:", f"{name}:{_text(value, 0)}")
+    except _Unstable as error:
+        raise UnstableArgument(name, "key", str(error)) from None
+
+
+def _shortened(start: str, key: str) -> str:
+    """Return a key that begins with ``start``, with a digest of all of it if it is long."""
+    if len(encoded := key.encode("utf-8")) <= LONGEST_TEXT:
+        return key
+    digest = blake2b(encoded, digest_size=DIGEST_BYTES).hexdigest()
+    return f"{start[: MAX_KEY_BYTES // 8]}(#{digest})"
 
 
 class Template:

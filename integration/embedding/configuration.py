@@ -7,6 +7,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+MAX_STALENESS = 3.0  # seconds, in all tests
 VARIABLE = "CACHE_APPLICATION"
 
 
@@ -18,7 +19,7 @@ class Configuration:
         url: of Redis.
         options: of the cache.
         use_at_import: whether the cache is used when this module is imported, before a server forks its workers.
-        close: whether the ASGI application closes its cache at the end of its lifespan.
+        close: whether the cache is closed where servers have a place for that: a lifespan, a signal.
     """
 
     url: str

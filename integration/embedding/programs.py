@@ -112,6 +112,12 @@ class Program:
         )
         return self._process.returncode
 
+    def end(self) -> None:
+        """Ask it to end. It must do so well, and say nothing of it."""
+        self.terminate()
+        assert self.wait() == 0, self.tail()
+        assert "Traceback" not in self.log, self.log
+
     def tail(self) -> str:
         """Return the end of the log."""
         return "\n".join(self.log.splitlines()[-LOG_LINES:])
@@ -130,6 +136,15 @@ def _is_zombie(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+def celery(configuration: Configuration, *, pool: str, concurrency: int, options: Sequence[str] = ()) -> Program:
+    """Start a worker of Celery."""
+    arguments = [
+        "celery", "--app", "integration.embedding.tasks", "--quiet", "worker", "--pool", pool,
+        "--concurrency", str(concurrency), "--without-gossip", "--without-mingle", "--loglevel", "WARNING", *options,
+    ]  # fmt: skip
+    return Program(arguments, configuration)
 
 
 def gunicorn(configuration: Configuration, *, workers: int, options: Sequence[str] = ()) -> Program:

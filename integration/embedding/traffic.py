@@ -1,4 +1,4 @@
-"""HTTP traffic for the application, and what is checked from outside in its answers."""
+"""Traffic for the application, over HTTP or whatever else, and what is checked from outside in its answers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import socket
 import threading
 import time
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 from urllib.parse import urlencode
 
 from integration.history import SET, Read, Write, violations
@@ -46,8 +47,18 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def request(path: Path, method: str, route: str, **query: str) -> tuple[int, dict[str, Any]]:
-    """Send a request by a connection of its own, so that the workers take turns; return its status and answer.
+class Ask(Protocol):
+    """Asks the application; returns a status, 200 if all is well, and its answer.
+
+    Raises:
+        Unanswered: nobody knows what became of it.
+    """
+
+    def __call__(self, method: str, route: str, /, **query: str) -> tuple[int, dict[str, Any]]: ...
+
+
+def request(path: Path, method: str, route: str, /, **query: str) -> tuple[int, dict[str, Any]]:
+    """Send an HTTP request by a connection of its own, so that the workers take turns; return its status and answer.
 
     Raises:
         Unanswered: there was none.
@@ -64,21 +75,25 @@ def request(path: Path, method: str, route: str, **query: str) -> tuple[int, dic
     return response.status, json.loads(body) if body.startswith(b"{") else {"error": body.decode(errors="replace")}
 
 
-def wait_for_workers(path: Path, number: int) -> dict[str, dict[str, Any]]:
+def wait_for_workers(ask: Ask, number: int) -> dict[str, dict[str, Any]]:
     """Wait until so many workers have answered and their instances are coherent; return what they said, by instance."""
     told: dict[str, dict[str, Any]] = {}
 
-    def all_there() -> bool:
+    def ask_one(_: int) -> None:
         try:
-            status, answer = request(path, "GET", "/who")
+            status, answer = ask("GET", "/who")
         except Unanswered:
-            return False
+            return
         assert status == 200, answer
         assert answer["ready"], answer
         told.setdefault(answer["instance"], answer)
+
+    def all_there() -> bool:
+        list(pool.map(ask_one, range(2 * number)))  # at the same time: if one is busy, another one answers
         return len(told) >= number
 
-    wait_until(all_there, START_TIMEOUT, f"{number} workers answer")
+    with ThreadPoolExecutor(2 * number) as pool:
+        wait_until(all_there, START_TIMEOUT, f"{number} workers answer")
     return told
 
 
@@ -95,7 +110,7 @@ class Failure(NamedTuple):
 
 
 class Traffic:
-    """Threads that read and write through a server and note what it answers. ``with traffic:`` runs them.
+    """Threads that read and write through workers and note what it answers. ``with traffic:`` runs them.
 
     Attributes:
         writes: what was written.
@@ -104,19 +119,17 @@ class Traffic:
         pids: how many answers each process gave.
     """
 
-    def __init__(
-        self, path: Path, *, seed: str, threads: int = 4, writes: float = WRITES, settled: float = 0.0
-    ) -> None:
+    def __init__(self, ask: Ask, *, seed: str, threads: int = 4, writes: float = WRITES, settled: float = 0.0) -> None:
         """Prepare.
 
         Args:
-            path: the server's socket.
+            ask: how the workers are reached.
             seed: decides what is asked for.
             threads: how many.
             writes: which part of the requests are writes.
             settled: which part of those wait until nobody can serve an older value.
         """
-        self._path = path
+        self._ask = ask
         self._share = writes
         self._settled = settled
         self._stop = threading.Event()
@@ -177,7 +190,7 @@ class Traffic:
         more = {"wait": str(SETTLED_WAIT)} if settled else {}
         began = clock()
         try:
-            status, answer = request(self._path, "POST", "/write", key=key, value=stamp, **more)
+            status, answer = self._ask("POST", "/write", key=key, value=stamp, **more)
         except Unanswered as error:
             self._fail(str(error))
             self.writes.append(Write("nobody", key, SET, None, stamp, began, None))
@@ -195,7 +208,7 @@ class Traffic:
     def _read(self, key: str) -> None:
         began = clock()
         try:
-            status, answer = request(self._path, "GET", "/read", key=key)
+            status, answer = self._ask("GET", "/read", key=key)
         except Unanswered as error:
             self._fail(str(error))
             return

@@ -2,53 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING
+from functools import partial
 
 import pytest
 
-from integration.embedding.configuration import Configuration
+from integration.embedding.configuration import MAX_STALENESS
 from integration.embedding.programs import gunicorn, uvicorn
-from integration.embedding.traffic import Traffic, request, wait_for_workers
+from integration.embedding.traffic import Traffic, clock, request, wait_for_workers
 from integration.waiting import wait_until
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-MAX_STALENESS = 3.0
-OPTIONS = {"heartbeat": 0.1, "max_staleness": MAX_STALENESS, "timeout": 5.0}
 ANSWERS = 400  # of a test: each worker serves its part from its local tier
 PATIENCE = 60.0  # seconds for what takes a moment
-PROCESS = re.compile(r"^coherent-cache:(?P<instance>.+-(?P<pid>\d+)-[0-9a-f]{8})(:.*)?$")
-
-
-@pytest.fixture
-def configure(redis_server, namespace):
-    """Give what makes the application's configuration."""
-
-    def make(**more):
-        return Configuration(redis_server.url, OPTIONS | {"namespace": namespace}, **more)
-
-    return make
-
-
-@pytest.fixture
-def connected(redis_server) -> Callable[[], dict[str, int]]:
-    """Give what tells which instances have connections: process ids by instance."""
-
-    def look() -> dict[str, int]:
-        with redis_server.client() as plain:
-            names = [match for client in plain.client_list() if (match := PROCESS.match(client["name"]))]
-        return {match["instance"]: int(match["pid"]) for match in names}
-
-    return look
-
-
-def check_end(program) -> None:
-    """End a server, which must end well and say nothing of it."""
-    program.terminate()
-    assert program.wait() == 0, program.tail()
-    assert "Traceback" not in program.log, program.log
 
 
 SERVERS = [
@@ -62,7 +26,7 @@ SERVERS = [
 def test_gunicorn(configure, connected, namespace, worker_class, preload):
     configuration = configure(use_at_import=True)
     with gunicorn(configuration, workers=3, options=[*worker_class, *(["--preload"] if preload else [])]) as server:
-        workers = wait_for_workers(server.socket, 3)
+        workers = wait_for_workers(partial(request, server.socket), 3)
         pids = {name: answer["pid"] for name, answer in workers.items()}
         assert set(pids.values()) == server.children()
         # A parent that has used the cache goes on with its own instance, its children begin with an empty one.
@@ -71,7 +35,7 @@ def test_gunicorn(configure, connected, namespace, worker_class, preload):
         assert all(answer["size"] == 0 for answer in workers.values()) is preload
         before = connected()
 
-        with Traffic(server.socket, seed=namespace) as traffic:
+        with Traffic(partial(request, server.socket), seed=namespace) as traffic:
             traffic.run_for(ANSWERS, PATIENCE)
         assert traffic.failures == []
         assert traffic.faults(max_staleness=MAX_STALENESS) == []
@@ -80,7 +44,7 @@ def test_gunicorn(configure, connected, namespace, worker_class, preload):
         loaded = {request(server.socket, "GET", "/load", key="loaded")[1]["value"] for _ in range(10)}
         assert len(loaded) == 1
         assert connected() == before
-        check_end(server)
+        server.end()
     wait_until(lambda: not connected(), PATIENCE, "nothing is connected any more")
 
 
@@ -88,8 +52,8 @@ def test_gunicorn_replaces_its_workers(configure, connected, namespace):
     """Workers end after some requests (``max_requests``): new ones join, and old ones leave nothing behind."""
     recycling = ["--max-requests", "25", "--max-requests-jitter", "10", "--preload"]
     with gunicorn(configure(use_at_import=True), workers=3, options=recycling) as server:
-        wait_for_workers(server.socket, 3)
-        with Traffic(server.socket, seed=namespace) as traffic:
+        wait_for_workers(partial(request, server.socket), 3)
+        with Traffic(partial(request, server.socket), seed=namespace) as traffic:
             traffic.wait(lambda: len(traffic.pids) >= 8, PATIENCE, "eight workers have answered")
         assert traffic.failures == []
         assert traffic.faults(max_staleness=MAX_STALENESS) == []
@@ -98,20 +62,47 @@ def test_gunicorn_replaces_its_workers(configure, connected, namespace):
             return set(connected().values()) <= {server.pid, *server.children()}
 
         wait_until(only_the_living, PATIENCE, "workers that ended have no connections")
-        check_end(server)
+        server.end()
     wait_until(lambda: not connected(), PATIENCE, "nothing is connected any more")
 
 
 @pytest.mark.parametrize("close", [True, False], ids=["closed", "left-open"])
 def test_uvicorn(configure, connected, namespace, close):
     with uvicorn(configure(use_at_import=True, close=close), workers=2) as server:
-        pids = {name: answer["pid"] for name, answer in wait_for_workers(server.socket, 2).items()}
+        pids = {name: answer["pid"] for name, answer in wait_for_workers(partial(request, server.socket), 2).items()}
         assert connected() == pids
-        with Traffic(server.socket, seed=namespace) as traffic:
+        with Traffic(partial(request, server.socket), seed=namespace) as traffic:
             traffic.run_for(ANSWERS, PATIENCE)
         assert traffic.failures == []
         assert traffic.faults(max_staleness=MAX_STALENESS) == []
         assert set(traffic.pids) == set(pids.values())
         assert connected() == pids
-        check_end(server)
+        server.end()
     wait_until(lambda: not connected(), PATIENCE, "nothing is connected any more")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param(partial(gunicorn, workers=3, options=["--graceful-timeout", "300"]), id="gunicorn-sync"),
+        pytest.param(
+            partial(gunicorn, workers=3, options=["--preload", "--threads", "4", "--graceful-timeout", "300"]),
+            id="gunicorn-gthread-preload",
+        ),
+        pytest.param(partial(uvicorn, workers=2), id="uvicorn"),
+    ],
+)
+def test_told_to_end_under_load(configure, connected, members, stored, namespace, start):
+    """No answered write is lost, nobody is told of an error before, and nothing keeps a process from ending."""
+    with start(configure(use_at_import=True)) as server:
+        wait_for_workers(partial(request, server.socket), 2)
+        assert members()
+        with Traffic(partial(request, server.socket), seed=namespace, threads=6, writes=0.6) as traffic:
+            traffic.run_for(ANSWERS // 2, PATIENCE)
+            told_at = clock()
+            server.end()
+        assert not [failure for failure in traffic.failures if failure.at < told_at]
+        assert traffic.faults(max_staleness=MAX_STALENESS) == []
+        assert members() == []  # a writer that waits for all instances does not wait for those that were ended
+        assert connected() == {}
+    assert traffic.lost(stored) == []

@@ -169,7 +169,7 @@ class Background:
     def __init__(self, name: str) -> None:
         """Make an empty one; ``name`` is that of its threads."""
         self._name = name
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may stop what its thread is just doing
         self._threads: set[threading.Thread] = set()
         self._stopping = False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -173,7 +174,7 @@ class Runtime:
         self._renewals = Renewals(self._io.execute, clock, lease=settings.lease, name=f"{name}:renewals")
         self._dependencies = Dependencies()
         self._background = Background(f"{name}:load")
-        self._start_lock = threading.Lock()
+        self._start_lock = threading.RLock()  # a signal handler may close what its thread is just starting
         self._started = False
         self._checked = settings.shards == 1
         self.closed = False
@@ -260,15 +261,21 @@ class Runtime:
             self.events.drain()
 
     def start(self) -> None:
-        """Start the subscriber thread, once."""
+        """Start the subscriber thread, once.
+
+        If no thread can be started, reads and writes go to Redis, and the next of them tries again: there are too many,
+        or the interpreter ends (Python 3.12), and this is what is to be done last.
+        """
         with self._start_lock:
             if self.closed:
                 raise CacheUnavailable("the cache is closed")
-            if not self._started:
-                if self.settings.local_enabled:
-                    self.instance.set_trace(self.events.traces())
-                    self._subscriber.start()
-                self._started = True
+            if self._started:
+                return
+            self._started = True
+            if self.settings.local_enabled:
+                self.instance.set_trace(self.events.traces())
+                self._started = self._subscriber.start()
+        _close_with_child()
 
     def wait(self, predicate: Callable[[], bool], timeout: float) -> bool:
         """Wait until ``predicate`` holds, looked at whenever the stream's state changed; return whether it does.
@@ -280,7 +287,7 @@ class Runtime:
         if not self.settings.local_enabled:
             self._check_namespace()
             return True
-        ready = self._subscriber.wait(predicate, timeout)
+        ready = self._subscriber.wait(predicate, timeout if self._started else 0.0)
         if not ready and self._subscriber.fatal is not None:
             raise self._subscriber.fatal
         return ready
@@ -361,6 +368,10 @@ class RuntimeHolder:
         self._current.runtime.tracer = tracer
         self._tell()
 
+    def close(self) -> None:
+        """Close the runtime of the present process."""
+        self._current.close()
+
     def _tell(self) -> None:
         for adopt in self._fronts:
             method = adopt()
@@ -374,3 +385,30 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+_closed_with: int | None = None
+"""Process at whose end everything is closed by multiprocessing."""
+
+
+def _close_with_child() -> None:
+    """In a child of multiprocessing: close everything at its end. Before Python 3.13 forked ones call no exit function.
+
+    Their connections would end all the same, but writers that wait for all instances would wait for their bound (P12).
+    """
+    global _closed_with  # noqa: PLW0603
+    process = sys.modules.get("multiprocessing.process")
+    if sys.version_info < (3, 13) and process is not None and process.parent_process() is not None:
+        if _closed_with == os.getpid():
+            return
+        _closed_with = os.getpid()
+        # A negative priority: after what the application has registered there.
+        sys.modules["multiprocessing.util"].Finalize(None, _close_all, exitpriority=-1)
+
+
+def _close_all() -> None:
+    # Threads that are not daemons go on after this, and may use a cache.
+    others = {thread for thread in threading.enumerate() if not thread.daemon} - {threading.current_thread()}
+    if not others:
+        for holder in list(_runtimes):
+            holder.close()

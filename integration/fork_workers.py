@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -11,7 +12,9 @@ import threading
 import time
 import traceback
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -197,6 +200,57 @@ def fork_many(context: Context, *, url: str, options: dict[str, Any], forks: int
         with busy_threads(cache, threads) as errors:
             names = [Child(child).result() for _ in range(forks)]
         return {"children": len(set(names)), "errors": errors, "resyncs": cache.stats().resyncs}
+
+
+def locks_of(cache: CoherentCache) -> list[tuple[str, Any]]:
+    """Return every lock of a cache with the classes that lead there: of all that its objects refer to."""
+    kinds = (type(threading.Lock()), type(threading.RLock()))
+    inside = (threading.Condition, threading.Event, dict, list, tuple, set, partial, MethodType)
+    found: list[tuple[str, Any]] = []
+    seen, left = set(), [("", cache)]
+    while left:
+        name, each = left.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, kinds):
+            found.append((name, each))
+        elif isinstance(each, inside) or type(each).__module__.startswith("coherent_cache"):
+            left += [(f"{name}/{type(each).__name__}", other) for other in gc.get_referents(each)]
+    return found
+
+
+@worker
+def fork_while_locks_are_held(context: Context, *, url: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Fork once for each lock, while another thread holds it; the child then uses whatever needs a lock."""
+    with prepare(url, options) as cache:
+
+        def child() -> str:
+            use(cache)
+            assert cache.get_or_set("loaded", lambda: "value") == "value"
+            cache.on_event(lambda _event: None)
+            cache.clear_local()
+            cache.close()
+            return cache.instance_id
+
+        locks = locks_of(cache)
+        names = []
+        for _, lock in locks:
+            held, forked = threading.Event(), threading.Event()
+
+            def hold(lock: Any = lock, held: threading.Event = held, forked: threading.Event = forked) -> None:
+                with lock:
+                    held.set()
+                    forked.wait(CHILD)
+
+            holder = threading.Thread(target=hold)
+            holder.start()
+            held.wait(READY)
+            child_process = Child(child)
+            forked.set()
+            holder.join()
+            names.append(child_process.result())
+        return {"locks": sorted(name for name, _ in locks), "children": len(set(names))}
 
 
 @worker

@@ -38,6 +38,14 @@ def test_fork_out_of_many_threads_fifty_times(run):
     assert run("fork_many", forks=50, threads=6) == {"children": 50, "errors": [], "resyncs": 1}
 
 
+def test_fork_while_another_thread_holds_a_lock(run):
+    """Each lock in turn, as found by following what a cache refers to: one that is added is found too."""
+    told = run("fork_while_locks_are_held")
+    for part in ("Shard", "Flights", "EventHub", "Subscriber", "Renewals", "Background", "Dependencies", "Runtime"):
+        assert any(f"/{part}" in name for name in told["locks"]), told["locks"]
+    assert told["children"] == len(told["locks"])
+
+
 def test_fork_twice(run):
     assert len(set(run("fork_twice"))) == 3
 

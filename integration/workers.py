@@ -45,6 +45,7 @@ STOP_TIMEOUT = 10.0  # seconds until a killed worker must be gone
 RESULT = "__result__"  # key of the last line
 MODULES = (
     "integration.coherence_workers",
+    "integration.exit_workers",
     "integration.fork_workers",
     "integration.load_workers",
     "integration.telemetry_workers",

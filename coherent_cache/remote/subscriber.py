@@ -132,10 +132,15 @@ class Subscriber:
 
     # -- for other threads -----------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name=f"coherent-cache {self._name}", daemon=True)
-        self._thread.start()
+    def start(self) -> bool:
+        """Start the thread; return whether that could be done. If :meth:`stop` was called before, it ends at once."""
+        thread = threading.Thread(target=self._run, name=f"coherent-cache {self._name}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads
+            return False
+        self._thread = thread
+        return True
 
     def stop(self, timeout: float) -> bool:
         """End the thread; return whether it ended within ``timeout`` seconds."""

@@ -1,0 +1,83 @@
+"""The runtime at its edges: a signal in the wrong moment, no more threads, the end of a child."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from coherent_cache import CoherentCache, runtime
+from coherent_cache.errors import CacheUnavailable
+from coherent_cache.loads import Background
+
+READY = 20.0  # seconds until an instance must be coherent
+
+
+@pytest.fixture
+def cache(request):
+    with CoherentCache(f"memory://{request.node.name}", namespace="runtime") as made:
+        yield made
+
+
+def test_a_signal_handler_closes_what_its_thread_is_starting(cache, monkeypatch):
+    subscriber = cache._runtime._subscriber
+    begin = subscriber.start
+
+    def interrupted():
+        cache.close()
+        return begin()
+
+    monkeypatch.setattr(subscriber, "start", interrupted)
+    with pytest.raises(CacheUnavailable, match="closed"):
+        cache.get("key")
+    subscriber._thread.join()
+
+
+def test_a_signal_handler_stops_what_its_thread_puts_into_the_background():
+    background = Background("test")
+
+    class Interrupted(set):
+        def add(self, thread):
+            background.stop(0)
+            super().add(thread)
+
+    background._threads = Interrupted()
+    ran = threading.Event()
+    assert background.run(ran.set)
+    assert ran.wait(READY)
+    assert not background.run(ran.set)
+
+
+@pytest.fixture
+def no_more_threads(monkeypatch):
+    """Let no thread be started until the block is left, as when the interpreter ends (Python 3.12)."""
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread at interpreter shutdown")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        yield patched
+
+
+def test_without_a_thread_redis_is_asked(cache, no_more_threads):
+    version = cache.set("key", "value")
+    assert cache.get("key") == "value"
+    assert cache.get_or_set("loaded", lambda: 1) == 1
+    assert (cache.get_entry("key").tier, cache.get_entry("key").version) == ("redis", version)
+    assert cache.wait_ready(READY) is False
+    no_more_threads.undo()
+    assert cache.get("key") == "value"  # the next call tries again
+    assert cache.wait_ready(READY)
+
+
+def test_the_end_of_a_child_waits_for_its_threads(cache, monkeypatch):
+    """Multiprocessing calls what is registered there before the child waits for threads that are not daemons."""
+    monkeypatch.setattr(runtime, "_runtimes", [cache._holder])
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.current_thread(), threading.Thread()])
+    runtime._close_all()
+    cache.set("key", 1)
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.current_thread(), threading.Thread(daemon=True)])
+    runtime._close_all()
+    with pytest.raises(CacheUnavailable, match="closed"):
+        cache.set("key", 2)

@@ -16,7 +16,17 @@ from typing import Any, Final
 from bench import document, finish, one_server, parse_options
 from measure import Row
 
-QUESTIONS: Final = ("local_hit", "set_value", "miss", "get_many", "propagation", "subscriber", "memory", "round_trip")
+QUESTIONS: Final = (
+    "local_hit",
+    "set_value",
+    "miss",
+    "get_many",
+    "propagation",
+    "subscriber",
+    "memory",
+    "round_trip",
+    "events",
+)
 HERE: Final = Path(__file__).resolve().parent
 
 

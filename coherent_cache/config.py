@@ -12,6 +12,7 @@ Policy = Literal["lru", "lfu", "fifo", "random"]
 OnDisconnect = Literal["bypass", "serve_stale", "fail"]
 OnForeign = Literal["raise", "miss"]
 Compress = Literal["zlib", "zstd"]
+LogKeys = Literal["plain", "hash", "redact"]
 
 DEFAULT_MAX_ENTRIES: Final = 10_000
 """Entries of the local tier, over all shards."""
@@ -96,6 +97,7 @@ class Settings:
     replay_limit: int = DEFAULT_REPLAY_LIMIT
     lease: float = DEFAULT_LEASE
     lease_wait: float = DEFAULT_LEASE_WAIT
+    log_keys: LogKeys = "plain"
 
     def __post_init__(self) -> None:
         """Check every option; the error names the option and the range that is allowed."""
@@ -132,6 +134,7 @@ class Settings:
         _integer("replay_limit", self.replay_limit, 0, 60_000)
         _seconds("lease", self.lease, 0.05, 3600)
         _seconds("lease_wait", self.lease_wait, 0, 86_400)
+        _choice("log_keys", self.log_keys, get_args(LogKeys))
 
     @property
     def longest_age(self) -> float:

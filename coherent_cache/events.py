@@ -1,14 +1,27 @@
 """Events: what a cache reports, as frozen dataclasses. Sent to ``on_event`` callbacks and to the log.
 
-Every event has a stable name (``Event.name``) and a log level. Durations are seconds, versions are sequence numbers.
+Every event has a stable name (``Event.name``), a log level, and fields with stable names. Durations are seconds unless
+a field's name says otherwise; a version is its sequence number in the shard's present history. No field ever holds a
+value.
+``docs/reference/events.md`` is made of the docstrings here, by ``docs/reference/make_events.py``.
+
+Events of level ``debug`` come per message or command, and are made only while somebody wants them: a callback, or a log
+that writes DEBUG.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 Level = Literal["debug", "info", "warning", "error"]
+
+KEY_FIELDS: Final = frozenset({"key", "names"})
+"""Fields that hold keys or tags: the log may hash or redact them (``log_keys``)."""
+
+QUOTING_FIELDS: Final = frozenset({"cause", "reason"})
+"""Fields with texts of errors, which may quote a key: the log leaves quotations out where keys are not to be plain. The
+field ``text``, of an unknown error, is left out as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +42,31 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class WritePublished(Event):
+    """A write of this instance was executed by Redis, logged and published (P1).
+
+    Attributes:
+        shard: number of the shard.
+        kind: ``set`` (fills after a load included), ``delete``, ``touch``, ``tag``, ``clear`` or ``batch``.
+        version: version that the write made.
+        names: keys concerned; for ``tag`` the tags; for ``clear`` nothing.
+    """
+
+    name: ClassVar[str] = "write_published"
+    level: ClassVar[Level] = "debug"
+    shard: int
+    kind: str
+    version: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StateChanged(Event):
     """A shard changed its state (P5).
 
     Attributes:
         shard: number of the shard.
-        old: state before.
+        old: state before: ``connecting``, ``coherent``, ``suspect`` or ``disconnected``.
         new: state now.
         cause: what made it change.
     """
@@ -53,17 +85,19 @@ class Resynced(Event):
 
     Attributes:
         shard: number of the shard.
+        cause: why it was needed.
         outcome: ``first`` (nothing was held before), ``unbroken`` (nothing was missed), ``replayed``, or ``flushed``.
-        seq: position now.
-        replayed: missed messages that were applied from the log.
-        dropped: local entries that were dropped because nothing proved them.
+        version: position now.
+        replayed: how many missed messages were applied from the log.
+        dropped: how many local entries were dropped because nothing proved them.
     """
 
     name: ClassVar[str] = "resynced"
     level: ClassVar[Level] = "info"
     shard: int
+    cause: str
     outcome: str
-    seq: int
+    version: int
     replayed: int
     dropped: int
 
@@ -74,7 +108,7 @@ class HistoryLost(Event):
 
     Attributes:
         shard: number of the shard.
-        dropped: local entries that were dropped.
+        dropped: how many local entries were dropped.
         cause: where the other epoch was seen.
     """
 
@@ -91,8 +125,8 @@ class MessageGap(Event):
 
     Attributes:
         shard: number of the shard.
-        expected: sequence number that should have come.
-        received: sequence number that came.
+        expected: version that should have come.
+        received: version that came.
     """
 
     name: ClassVar[str] = "message_gap"
@@ -104,15 +138,15 @@ class MessageGap(Event):
 
 @dataclass(frozen=True, slots=True)
 class InvalidationReceived(Event):
-    """A message was applied. One per message: made only when somebody listens at DEBUG.
+    """A message came, and was applied or ignored. One per message, those of own writes included.
 
     Attributes:
         shard: number of the shard.
-        kind: ``set``, ``delete``, ``touch``, ``tag``, ``clear``, ``batch`` or ``release``.
-        seq: version that the write made.
+        kind: ``set``, ``delete``, ``touch``, ``tag``, ``clear``, ``batch`` or ``release`` (a lease was given up).
+        version: version that the write made.
         origin: instance that wrote.
-        names: keys or tags concerned.
-        applied: whether an entry or a token here was affected.
+        names: keys concerned; for ``tag`` the tags; for ``clear`` nothing.
+        applied: True if an entry or a command under way here was concerned; False if it was ignored.
         lag_ms: milliseconds from the write's execution in Redis to its application here, or None if not known yet.
     """
 
@@ -120,7 +154,7 @@ class InvalidationReceived(Event):
     level: ClassVar[Level] = "debug"
     shard: int
     kind: str
-    seq: int
+    version: int
     origin: str
     names: tuple[str, ...]
     applied: bool
@@ -134,7 +168,7 @@ class MessageDamaged(Event):
     Attributes:
         shard: number of the shard.
         reason: what is wrong with the bytes.
-        dropped: local entries that were dropped.
+        dropped: how many local entries were dropped.
     """
 
     name: ClassVar[str] = "message_damaged"
@@ -151,7 +185,7 @@ class FillRefused(Event):
     Attributes:
         shard: number of the shard.
         key: the key.
-        seq: version of the value.
+        version: version of the value.
         cause: which rule refused it.
     """
 
@@ -159,7 +193,7 @@ class FillRefused(Event):
     level: ClassVar[Level] = "debug"
     shard: int
     key: str
-    seq: int
+    version: int
     cause: str
 
 
@@ -176,6 +210,38 @@ class LoadFailed(Event):
     level: ClassVar[Level] = "warning"
     key: str
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTaken(Event):
+    """This instance may load a key, and nobody else does meanwhile (P11).
+
+    Attributes:
+        shard: number of the shard.
+        key: the key.
+        version: version of the value that is to be refreshed; 0 if there is none.
+    """
+
+    name: ClassVar[str] = "lease_taken"
+    level: ClassVar[Level] = "debug"
+    shard: int
+    key: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost(Event):
+    """A lease was gone when it was to be renewed: the key was written, deleted or cleared during the load (P11).
+
+    Attributes:
+        shard: number of the shard.
+        key: the key.
+    """
+
+    name: ClassVar[str] = "lease_lost"
+    level: ClassVar[Level] = "debug"
+    shard: int
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +281,14 @@ class SubscriberConnected(Event):
     Attributes:
         server: run id of the server.
         transport: ``resp3`` (heartbeats on the same connection) or ``marks`` (heartbeats published by script).
+        away: seconds since it was lost, or first could not be made; None for the first connection.
     """
 
     name: ClassVar[str] = "subscriber_connected"
     level: ClassVar[Level] = "info"
     server: str
     transport: str
+    away: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +304,44 @@ class SubscriberLost(Event):
     level: ClassVar[Level] = "warning"
     cause: str
     retry_in: float
+
+
+@dataclass(frozen=True, slots=True)
+class EntriesRemoved(Event):
+    """Local entries made room or expired: a summary, per shard at most one in ten seconds.
+
+    Attributes:
+        shard: number of the shard.
+        seconds: seconds that it covers.
+        evicted: how many entries were removed because a limit was reached.
+        expired: how many were removed because their time was over.
+        too_large: how many were not kept because each alone exceeds ``max_bytes``.
+        held: how many entries are held now.
+    """
+
+    name: ClassVar[str] = "entries_removed"
+    level: ClassVar[Level] = "debug"
+    shard: int
+    seconds: float
+    evicted: int
+    expired: int
+    too_large: int
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommandFailed(Event):
+    """Redis refused a command or is away; the caller got the error too.
+
+    Attributes:
+        cause: the error's text.
+        maybe_applied: whether a write may have been executed all the same.
+    """
+
+    name: ClassVar[str] = "command_failed"
+    level: ClassVar[Level] = "warning"
+    cause: str
+    maybe_applied: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,10 +365,49 @@ class InternalError(Event):
 
     Attributes:
         where: what was being done.
-        error: the exception's type and text.
+        error: the exception's type.
+        text: the exception's text.
     """
 
     name: ClassVar[str] = "internal_error"
     level: ClassVar[Level] = "error"
     where: str
     error: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class EventsSuppressed(Event):
+    """There were more events of one name than the log writes in a second. Its line has the level of those left out.
+
+    Attributes:
+        of: name of the events.
+        count: how many more there were.
+        seconds: seconds that it covers.
+    """
+
+    name: ClassVar[str] = "events_suppressed"
+    level: ClassVar[Level] = "info"
+    of: str
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class EventsDropped(Event):
+    """Events came faster than log and callbacks took them; the oldest were dropped, and reached neither.
+
+    Attributes:
+        count: how many were dropped since the last event of this name.
+    """
+
+    name: ClassVar[str] = "events_dropped"
+    level: ClassVar[Level] = "warning"
+    count: int
+
+
+def catalogue() -> tuple[type[Event], ...]:
+    """Return the classes of all events, in the order of this module."""
+    return tuple(
+        kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
+    )

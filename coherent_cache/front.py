@@ -89,6 +89,7 @@ class Front:
         replay_limit: int = config.DEFAULT_REPLAY_LIMIT,
         lease: float = config.DEFAULT_LEASE,
         lease_wait: float = config.DEFAULT_LEASE_WAIT,
+        log_keys: config.LogKeys = "plain",
         instance_id: str | None = None,
     ) -> None:
         """Configure an instance. Nothing is connected yet.
@@ -128,6 +129,8 @@ class Front:
             lease: seconds after which another process loads in place of one that died loading; a loader that lives may
                 take longer.
             lease_wait: seconds that a process waits for another one's loader before it loads for itself.
+            log_keys: keys and tags in log lines: ``plain``, ``hash`` (the same in all instances) or ``redact``;
+                callbacks of ``on_event`` get them plain.
             instance_id: name of this instance in messages and log lines; default ``host-pid-random``.
 
         Raises:
@@ -139,7 +142,7 @@ class Front:
             max_staleness=max_staleness, on_disconnect=on_disconnect, stale_limit=stale_limit, on_foreign=on_foreign,
             max_value_bytes=max_value_bytes, compress=compress, compress_above=compress_above, schema=schema,
             timeout=timeout, max_connections=max_connections, log_length=log_length,
-            replay_limit=replay_limit, lease=lease, lease_wait=lease_wait,
+            replay_limit=replay_limit, lease=lease, lease_wait=lease_wait, log_keys=log_keys,
         )  # fmt: skip
         if instance_id is not None:
             check_instance_id(instance_id)

@@ -12,6 +12,7 @@ from coherent_cache.core.operations import milliseconds
 from coherent_cache.core.requests import Lease, RenewReply, RenewRequest, Reply, Request
 from coherent_cache.core.waiting import Flight
 from coherent_cache.errors import CoherentCacheError, LoaderDeadlock
+from coherent_cache.events import Event, LeaseLost
 
 RENEWALS_PER_LEASE: Final = 3
 """How often a lease is renewed in its time, so that one renewal may fail."""
@@ -78,6 +79,7 @@ class Renewals:
         *,
         lease: float,
         name: str,
+        emit: Callable[[Event], None],
     ) -> None:
         """Prepare; no thread runs yet.
 
@@ -86,8 +88,10 @@ class Renewals:
             clock: local clock in seconds.
             lease: seconds that a lease lives.
             name: of the thread.
+            emit: takes events; must not block.
         """
         self._execute = execute
+        self._emit = emit
         self._clock = clock
         self._lease = lease
         self._name = name
@@ -161,6 +165,7 @@ class Renewals:
                         self._due[lease] = now + self._lease / RENEWALS_PER_LEASE
                     else:
                         del self._due[lease]
+                        self._emit(LeaseLost(lease.shard, lease.key))
 
 
 class Background:

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from functools import partial
@@ -36,7 +35,8 @@ from coherent_cache.core.requests import (
     Woken,
 )
 from coherent_cache.errors import CacheUnavailable, CoherentCacheError
-from coherent_cache.events import Event, InternalError
+from coherent_cache.event_hub import EventHub
+from coherent_cache.events import CommandFailed, Event, InternalError
 from coherent_cache.loads import Background, Dependencies, Renewals
 from coherent_cache.logs import EventLog
 from coherent_cache.remote.scripts import Scripts
@@ -53,9 +53,6 @@ clock: Final[Callable[[], float]] = (
 Tracer = Callable[[str, Sequence[Request]], contextlib.AbstractContextManager[object]]
 """Given the instance's id and what an operation asks for, returns what is entered around the answering."""
 
-MAX_PENDING_EVENTS: Final = 10_000
-"""Events kept until they are delivered; beyond that the oldest are dropped, the cache itself never waits."""
-
 
 def make_instance_id() -> str:
     """Make an instance id: ``host-pid-random``."""
@@ -63,50 +60,6 @@ def make_instance_id() -> str:
         char if char.isascii() and char.isprintable() and char != " " else "_" for char in socket.gethostname()
     )
     return f"{host[:60]}-{os.getpid()}-{os.urandom(4).hex()}"
-
-
-class EventHub:
-    """Takes events under locks without blocking, delivers them later to the log and to callbacks."""
-
-    def __init__(self, log: EventLog, callbacks: dict[int, Callable[[Event], None]]) -> None:
-        """Combine a log and the (shared, changing) callbacks."""
-        self._log = log
-        self._callbacks = callbacks
-        self._pending: deque[Event] = deque(maxlen=MAX_PENDING_EVENTS)
-        self._draining = threading.Lock()
-
-    def emit(self, event: Event, /) -> None:
-        """Take an event, without blocking."""
-        self._pending.append(event)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether there is anything to deliver."""
-        return bool(self._pending)
-
-    def drain(self) -> None:
-        """Deliver what was taken, in its order. A callback's exception is logged and goes no further.
-
-        One thread at a time delivers; others leave it to that one, which looks again before it goes.
-        """
-        while self._pending and self._draining.acquire(blocking=False):
-            try:
-                while self._pending:
-                    self._deliver(self._pending.popleft())
-            finally:
-                self._draining.release()
-
-    def _deliver(self, event: Event) -> None:
-        self._log.write(event)
-        for callback in tuple(self._callbacks.values()):
-            try:
-                callback(event)
-            except Exception as error:  # noqa: BLE001  # user code must not end the subscriber
-                self._log.write(InternalError("an on_event callback", type(error).__name__))
-
-    def traces(self) -> bool:
-        """Tell whether anybody wants the events that come per message."""
-        return bool(self._callbacks) or self._log.traces()
 
 
 class Runtime:
@@ -143,7 +96,8 @@ class Runtime:
         self.instance_id = instance_id
         self.tracer: Tracer | None = None
         self._endpoint = endpoint
-        self.events = EventHub(EventLog(namespace=settings.namespace, instance=instance_id), callbacks)
+        log = EventLog(clock=clock, log_keys=settings.log_keys, namespace=settings.namespace, instance=instance_id)
+        self.events = EventHub(log, callbacks, clock=clock)
         member = f"{instance_id}:{os.urandom(8).hex()}"  # two instances may have one id
         self.instance = Instance(
             settings,
@@ -154,6 +108,7 @@ class Runtime:
             rng=rng,
             emit=self.events.emit,
         )
+        self.events.on_traces = self.instance.set_trace
         scripts = Scripts(settings, instance_id=instance_id, database=endpoint.database, member=member)
         name = f"coherent-cache:{instance_id}"
         self._pool = ConnectionPool(endpoint, name=name, size=settings.max_connections, timeout=settings.timeout)
@@ -171,7 +126,9 @@ class Runtime:
             counters=self.instance.counters,
             events=self.events,
         )
-        self._renewals = Renewals(self._io.execute, clock, lease=settings.lease, name=f"{name}:renewals")
+        self._renewals = Renewals(
+            self._io.execute, clock, lease=settings.lease, name=f"{name}:renewals", emit=self.events.emit
+        )
         self._dependencies = Dependencies()
         self._background = Background(f"{name}:load")
         self._start_lock = threading.RLock()  # a signal handler may close what its thread is just starting
@@ -204,6 +161,7 @@ class Runtime:
                 except BaseException as error:  # noqa: BLE001  # every failure is the operation's to judge
                     if isinstance(error, CacheUnavailable):
                         self.instance.counters.errors += 1
+                        self.events.emit(CommandFailed(str(error), error.maybe_applied))
                     requests = operation.throw(error)
                 else:
                     if self._subscriber.pausing:
@@ -257,7 +215,7 @@ class Runtime:
         except LoaderError:
             pass  # an event has told
         except BaseException as error:  # noqa: BLE001  # this thread has nobody to tell it to
-            self.events.emit(InternalError("background load", type(error).__name__))
+            self.events.emit(InternalError("background load", type(error).__name__, str(error)))
             self.events.drain()
 
     def start(self) -> None:
@@ -272,8 +230,8 @@ class Runtime:
             if self._started:
                 return
             self._started = True
+            self.instance.set_trace(self.events.traces())
             if self.settings.local_enabled:
-                self.instance.set_trace(self.events.traces())
                 self._started = self._subscriber.start()
         _close_with_child()
 
@@ -308,7 +266,7 @@ class Runtime:
         self._pool.close()
         self.instance.wake_all()  # who has begun to wait meanwhile
         self.instance.clear_local()
-        self.events.drain()
+        self.events.close()
 
     def _leave(self, *, connected: bool) -> None:
         """Stop the thread and leave the registries of members, if Redis can be reached (P12).

@@ -47,7 +47,7 @@ from coherent_cache.core.shard import Shard
 from coherent_cache.core.tokens import Token
 from coherent_cache.core.waiting import Flight
 from coherent_cache.errors import CacheUnavailable
-from coherent_cache.events import LeaseVoided, LoadFailed
+from coherent_cache.events import LeaseTaken, LeaseVoided, LoadFailed, WritePublished
 from coherent_cache.keys import check_tags
 from coherent_cache.versions import Version
 from coherent_cache.wire import (
@@ -204,6 +204,8 @@ def _judge(
     if reply.status is LeaseStatus.TAKEN:
         return Answer(reply, None, None)
     lease = Lease(shard.index, key, request.parts[1], read.epoch, read.seq + 1, request.version, read.sent_at)
+    if shard.trace:
+        shard.tell(LeaseTaken(shard.index, key, request.version))
     return Answer(reply, lease, None)
 
 
@@ -357,6 +359,8 @@ def _store_fills(instance: Instance, fills: Sequence[tuple[Fill, Lease]], stored
             assert isinstance(reply, WriteReply)
             if reply.applied:
                 stored[fill.key] = _absorb(instance, shard, facts, fill, request.ttl_ms, token, reply)
+                if shard.trace:
+                    shard.tell(WritePublished(shard.index, "set", reply.seq, request.keys))
             else:
                 shard.absorb(token, reply, (), now=reply.sent_at)
                 instance.counters.fills_refused += 1

@@ -44,6 +44,7 @@ from coherent_cache.errors import (
     ValueTooLarge,
     VersionConflict,
 )
+from coherent_cache.events import WritePublished
 from coherent_cache.keys import check_key, check_tags, shard_of
 from coherent_cache.serializers import Codec
 from coherent_cache.serializers.compression import decompress
@@ -477,6 +478,12 @@ Key = tuple[str, KeyFacts]
 """A user key with its facts."""
 
 
+_KINDS: Final[dict[type, str]] = {
+    StoreRequest: "set", DeleteRequest: "delete", TouchRequest: "touch", BatchRequest: "batch",
+}  # fmt: skip
+"""What the messages of writes say has happened."""
+
+
 def write(
     shard: Shard,
     request: StoreRequest | DeleteRequest | TouchRequest | FloorRequest | BatchRequest,
@@ -495,6 +502,11 @@ def write(
     assert isinstance(reply, WriteReply)
     if receipts is not None:
         receipts.executed(reply)
+    if shard.trace and reply.applied:
+        if isinstance(request, FloorRequest):
+            shard.tell(WritePublished(shard.index, request.kind.name.lower(), reply.seq, request.tags))
+        else:
+            shard.tell(WritePublished(shard.index, _KINDS[type(request)], reply.seq, tuple(keys)))
     return reply
 
 

@@ -31,6 +31,7 @@ from coherent_cache.core.stats import Counters, LagMeter
 from coherent_cache.core.tokens import NEWER_THAN_ANYTHING, Token, TokenTable
 from coherent_cache.core.waiting import Collector, Waiter, WaiterTable
 from coherent_cache.events import (
+    EntriesRemoved,
     Event,
     FillRefused,
     HistoryLost,
@@ -48,6 +49,9 @@ PAST_EPOCHS: Final = 8
 
 SWEEP_ENTRIES: Final = 2_000
 """Entries looked at per heartbeat for those that have expired."""
+
+SUMMARY_SECONDS: Final = 10.0
+"""Seconds between two summaries of what left the local tier."""
 
 MAX_TAG_FLOORS: Final = 10_000
 """Tag floors kept for fills under way; beyond that all of them are refused instead (review A20)."""
@@ -77,6 +81,7 @@ class Shard:
     """
 
     __slots__ = (
+        "_broken_by",
         "_collectors",
         "_counters",
         "_emit",
@@ -85,6 +90,8 @@ class Shard:
         "_max_staleness",
         "_noted_at",
         "_past_epochs",
+        "_summarised",
+        "_summary_from",
         "_tag_floors",
         "_tokens",
         "_waiters",
@@ -155,6 +162,13 @@ class Shard:
         self.lapses_at = inf
         self.known_since = inf
         self._noted_at = inf
+        self._broken_by = "first connection"
+        self._summary_from = -inf
+        self._summarised = (0, 0, 0)
+
+    def tell(self, event: Event) -> None:
+        """Report what an operation has done here; to be called only while :attr:`trace` is set."""
+        self._emit(event)
 
     # -- what operations call ------------------------------------------------------------------------------------
 
@@ -446,7 +460,7 @@ class Shard:
                 self.lag.reset()
             self.synced = True
             self._advance_horizon(sent_at)
-            self._emit(Resynced(self.index, outcome, reply.seq, replayed, dropped))
+            self._emit(Resynced(self.index, self._broken_by, outcome, reply.seq, replayed, dropped))
             self._change(Trigger.PROVEN, f"resync: {outcome}")
             self.lag.compare(reply.time_us, sent_at, now)
             return missed or []
@@ -454,6 +468,7 @@ class Shard:
     def doubt(self, cause: str) -> None:
         """Note that the stream may have lost something: the connection ended, or is to be resynchronised."""
         with self._lock:
+            self._note_break(cause)
             self.synced = False
             self._change(Trigger.DOUBTED, cause)
 
@@ -467,6 +482,7 @@ class Shard:
         with self._lock:
             dropped = self._replace_tier(RemovalCause.FLUSHED, keep_horizon=False)
             self._new_generation()
+            self._note_break("damaged message")
             self.synced = False
             self._counters.flushes += 1
             self._counters.errors += 1
@@ -478,6 +494,8 @@ class Shard:
         with self._lock:
             self.tier.expire_some(now, SWEEP_ENTRIES)
             self.kept.expire_some(now, SWEEP_ENTRIES)
+            if self.trace and now >= self._summary_from + SUMMARY_SECONDS:
+                self._summarise(now)
 
     def tick(self, now: float) -> None:
         """Let time pass: notice a lapsed horizon."""
@@ -528,6 +546,7 @@ class Shard:
         assert self.epoch is not None
         self._past_epochs.append(self.epoch)
         self.epoch = self.position = None
+        self._note_break(f"another epoch in {where}")
         self.synced = False
         self._new_generation()
         self._counters.flushes += 1
@@ -574,6 +593,7 @@ class Shard:
         assert self.position is not None
         if message.seq != self.position + 1 or message.previous != self.nonce:
             self._emit(MessageGap(self.index, self.position + 1, message.seq))
+            self._note_break("gap in the stream")
             self.synced = False
             self._change(Trigger.DOUBTED, "gap in the stream")
             return False
@@ -636,6 +656,22 @@ class Shard:
         if log[0].nonce != self.nonce or log[-1].nonce != reply.nonce:
             return None
         return log[1:]
+
+    def _note_break(self, cause: str) -> None:
+        """Note why the next resync will be needed: what came first counts."""
+        if self.synced:
+            self._broken_by = cause
+
+    def _summarise(self, now: float) -> None:
+        """Tell what left the tier since the last summary, if anything did."""
+        counts = self.tier.counts
+        removed = counts.removed
+        totals = removed[RemovalCause.SIZE], removed[RemovalCause.EXPIRED], counts.rejected_too_large
+        evicted, expired, too_large = (new - old for new, old in zip(totals, self._summarised, strict=True))
+        if self._summary_from > -inf and (evicted or expired or too_large):
+            seconds = now - self._summary_from
+            self._emit(EntriesRemoved(self.index, seconds, evicted, expired, too_large, len(self.tier)))
+        self._summary_from, self._summarised = now, totals
 
     def _advance_horizon(self, sent_at: float) -> None:
         if sent_at > self.tier.horizon:

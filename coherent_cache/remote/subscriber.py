@@ -120,6 +120,7 @@ class Subscriber:
         self._nudged = threading.Event()
         self._link: Link | None = None
         self._established = False
+        self._lost_at: float | None = None
         self._replays = True
         self._thread: threading.Thread | None = None
         self._settled = threading.Condition()
@@ -186,7 +187,7 @@ class Subscriber:
             except BaseException as error:  # noqa: BLE001  # the thread must not die silently, whatever happens
                 cause = f"internal error: {type(error).__name__}"
                 self._counters.errors += 1
-                self._emit(InternalError("subscriber", f"{type(error).__name__}: {error}"))
+                self._emit(InternalError("subscriber", type(error).__name__, str(error)))
             if self._stopping.is_set():
                 break
             pause = FIRST_PAUSE if self._established else min(LONGEST_PAUSE, pause * 2)
@@ -194,6 +195,8 @@ class Subscriber:
             for shard in self._shards:
                 shard.doubt(cause)
                 shard.tick(self._clock())
+            if self._lost_at is None:
+                self._lost_at = self._clock()
             self._emit(SubscriberLost(cause, delay))
             self._settle()
             self._pause(delay)
@@ -253,7 +256,7 @@ class Subscriber:
                 if session.established and not self._established:
                     self._established = True
                     self.fatal = None
-                    self._emit(SubscriberConnected(link.server, "resp3" if self._inline else "marks"))
+                    self._report_connection(link.server)
                 # Every change that anybody waits for makes an event.
                 if self._events.waiting:
                     self._settle()
@@ -285,6 +288,11 @@ class Subscriber:
         if error is not None:
             connection.disconnect()
             raise error
+
+    def _report_connection(self, server: str) -> None:
+        away = None if self._lost_at is None else self._clock() - self._lost_at
+        self._lost_at = None
+        self._emit(SubscriberConnected(server, "resp3" if self._inline else "marks", away))
 
     def _settle(self) -> None:
         with self._settled:

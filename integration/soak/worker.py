@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from coherent_cache import CoherentCache
 from coherent_cache.cache import MISSING
-from coherent_cache.runtime import EventHub
+from coherent_cache.event_hub import EventHub
 from integration.coherence_workers import TAGS, _held, tags_of
 from integration.soak.operations import ALIKE, KEYS, Notebook
 from integration.soak.records import Log, clock

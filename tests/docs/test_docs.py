@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
 import pytest
+import structlog
 
 from coherent_cache.core.states import TRANSITIONS
 
@@ -22,6 +24,16 @@ def blocks():
                 yield pytest.param(code, id=f"{page.relative_to(ROOT)}:{number}")
 
 
+@pytest.fixture
+def _logging_as_before():
+    logger = logging.getLogger("coherent_cache")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("_logging_as_before")
 @pytest.mark.parametrize("code", list(blocks()))
 def test_code_blocks_run(code):
     exec(compile(code, "<documentation>", "exec"), {"__name__": "documentation"})

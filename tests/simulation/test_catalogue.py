@@ -234,7 +234,7 @@ def test_i20_a_forked_child_begins_anew():
     schedule = trail(put(0.5, B), get(0.9, A), fault(1.0, A, "fork"), *before, put(1.5, B), *after)
     world = play(schedule)
     (child,) = [process for process in world.running() if process.name.startswith("a") and process.name != "a"]
-    assert lines(world, child.name, "Resynced(shard=0, outcome='first'")
+    assert lines(world, child.name, "Resynced(shard=0, cause='first connection', outcome='first'")
     assert lines(world, child.name, "asks"), "the parent's entry is not the child's"
 
 

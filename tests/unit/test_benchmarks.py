@@ -13,7 +13,17 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SHARED = ("measure", "server", "peers", "bench")
-QUESTIONS = ("local_hit", "set_value", "miss", "get_many", "propagation", "subscriber", "memory", "round_trip")
+QUESTIONS = (
+    "local_hit",
+    "set_value",
+    "miss",
+    "get_many",
+    "propagation",
+    "subscriber",
+    "memory",
+    "round_trip",
+    "events",
+)
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,7 @@ RANGES = {
     "replay_limit": ([0, 1, 10_000], [-1, 60_001, 1.0, None, True]),
     "lease": ([0.05, 10, 3600], [0, 0.04, 3601, "10", None, True]),
     "lease_wait": ([0, 0.5, 86_400], [-1, 86_401, "60", None, True]),
+    "log_keys": (["plain", "hash", "redact"], ["", "none", "HASH", None, True, 1]),
 }
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 SECONDS = ["ttl", "local_ttl", "heartbeat", "max_staleness", "stale_limit", "timeout", "lease", "lease_wait"]

@@ -18,7 +18,7 @@ EXAMPLES = {
     "resynced": (
         events.Resynced,
         "info",
-        {"shard": 1, "outcome": "replayed", "seq": 9, "replayed": 3, "dropped": 1},
+        {"shard": 1, "cause": "x", "outcome": "replayed", "version": 9, "replayed": 3, "dropped": 1},
     ),
     "history_lost": (events.HistoryLost, "warning", {"shard": 1, "dropped": 5, "cause": "x"}),
     "message_gap": (events.MessageGap, "warning", {"shard": 1, "expected": 5, "received": 9}),
@@ -28,7 +28,7 @@ EXAMPLES = {
         {
             "shard": 1,
             "kind": "set",
-            "seq": 9,
+            "version": 9,
             "origin": "host-1",
             "names": ("a", "b"),
             "applied": True,
@@ -36,24 +36,41 @@ EXAMPLES = {
         },
     ),
     "message_damaged": (events.MessageDamaged, "error", {"shard": 1, "reason": "x", "dropped": 5}),
-    "fill_refused": (events.FillRefused, "debug", {"shard": 1, "key": "k", "seq": 9, "cause": "x"}),
+    "fill_refused": (events.FillRefused, "debug", {"shard": 1, "key": "k", "version": 9, "cause": "x"}),
     "load_failed": (events.LoadFailed, "warning", {"key": "k", "error": "ValueError"}),
+    "write_published": (
+        events.WritePublished,
+        "debug",
+        {"shard": 1, "kind": "set", "version": 9, "names": ("a", "b")},
+    ),
+    "lease_taken": (events.LeaseTaken, "debug", {"shard": 1, "key": "k", "version": 0}),
+    "lease_lost": (events.LeaseLost, "debug", {"shard": 1, "key": "k"}),
+    "entries_removed": (
+        events.EntriesRemoved,
+        "debug",
+        {"shard": 1, "seconds": 10.0, "evicted": 3, "expired": 2, "too_large": 1, "held": 9},
+    ),
+    "command_failed": (events.CommandFailed, "warning", {"cause": "x", "maybe_applied": True}),
+    "events_suppressed": (events.EventsSuppressed, "info", {"of": "resynced", "count": 3, "seconds": 1.0}),
+    "events_dropped": (events.EventsDropped, "warning", {"count": 3}),
     "lease_voided": (events.LeaseVoided, "debug", {"shard": 1, "key": "k"}),
     "stale_served": (events.StaleServed, "warning", {"key": "k", "cause": "x"}),
-    "subscriber_connected": (events.SubscriberConnected, "info", {"server": "abc", "transport": "resp3"}),
+    "subscriber_connected": (events.SubscriberConnected, "info", {"server": "abc", "transport": "resp3", "away": 0.5}),
     "subscriber_lost": (events.SubscriberLost, "warning", {"cause": "x", "retry_in": 0.5}),
     "foreign_value": (events.ForeignValueSeen, "warning", {"key": "k", "reason": "x"}),
-    "internal_error": (events.InternalError, "error", {"where": "x", "error": "ValueError: x"}),
+    "internal_error": (events.InternalError, "error", {"where": "x", "error": "ValueError", "text": "x"}),
 }
 CASES = [pytest.param(name, *example, id=name) for name, example in EXAMPLES.items()]
 
 
 def kinds() -> set[type[Event]]:
-    return {
-        member
-        for _, member in inspect.getmembers(events, inspect.isclass)
-        if issubclass(member, Event) and member is not Event
-    }
+    return set(events.catalogue())
+
+
+def test_the_catalogue_has_every_event():
+    classes = {member for _, member in inspect.getmembers(events, inspect.isclass) if issubclass(member, Event)}
+
+    assert classes - {Event} == kinds()
 
 
 def test_every_event_has_an_example_here():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import re
 import subprocess
 import sys
 import textwrap
@@ -11,12 +13,21 @@ import pytest
 import structlog
 
 from coherent_cache import events
-from coherent_cache.logs import LOGGER_NAME, EventLog
+from coherent_cache.events import KEY_FIELDS, QUOTING_FIELDS
+from coherent_cache.logs import (
+    DEBUG_LINES_PER_WINDOW,
+    LINES_PER_WINDOW,
+    LOGGER_NAME,
+    REDACTED,
+    WINDOW_SECONDS,
+    EventLog,
+    hash_key,
+)
 
-DEBUG = events.FillRefused(shard=0, key="k", seq=9, cause="newer")
-INFO = events.Resynced(shard=0, outcome="first", seq=9, replayed=0, dropped=0)
+DEBUG = events.FillRefused(shard=0, key="k", version=9, cause="newer")
+INFO = events.Resynced(shard=0, cause="first connection", outcome="first", version=9, replayed=0, dropped=0)
 WARNING = events.HistoryLost(shard=0, dropped=3, cause="read")
-ERROR = events.InternalError(where="thread", error="ValueError: 100% of it\nfailed")
+ERROR = events.InternalError(where="thread", error="ValueError", text="100% of it\nfailed")
 ALL = [DEBUG, INFO, WARNING, ERROR]
 
 
@@ -51,10 +62,10 @@ def run(configuration: str) -> subprocess.CompletedProcess:
     from coherent_cache.logs import EventLog
     {configuration}
     log = EventLog(instance="me")
-    log.write(events.FillRefused(shard=0, key="k", seq=9, cause="newer"))
-    log.write(events.Resynced(shard=0, outcome="first", seq=9, replayed=0, dropped=0))
+    log.write(events.FillRefused(shard=0, key="k", version=9, cause="newer"))
+    log.write(events.Resynced(shard=0, cause="", outcome="", version=9, replayed=0, dropped=0))
     log.write(events.HistoryLost(shard=0, dropped=3, cause="read"))
-    log.write(events.InternalError(where="thread", error="x"))
+    log.write(events.InternalError(where="thread", error="KeyError", text="x"))
     """
     text = textwrap.dedent(program).format(configuration=configuration)
     return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=True)
@@ -82,9 +93,9 @@ def test_with_standard_logging_lines_go_to_its_handlers():
 
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        "INFO|coherent_cache|event='resynced' instance='me' shard=0 outcome='first' seq=9 replayed=0 dropped=0",
+        "INFO|coherent_cache|event='resynced' instance='me' shard=0 cause='' outcome='' version=9 replayed=0 dropped=0",
         "WARNING|coherent_cache|event='history_lost' instance='me' shard=0 dropped=3 cause='read'",
-        "ERROR|coherent_cache|event='internal_error' instance='me' where='thread' error='x'",
+        "ERROR|coherent_cache|event='internal_error' instance='me' where='thread' error='KeyError' text='x'",
     ]
 
 
@@ -258,3 +269,137 @@ def test_loggers_that_know_no_levels_are_written_to(wrapper):
         EventLog().write(event)
 
     assert [line["event"] for line in lines] == [event.name for event in ALL]
+
+
+# --- storms ---
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_a_storm_becomes_a_counted_summary(captured, clock):
+    log = EventLog(clock=clock, instance="me")
+    for _ in range(LINES_PER_WINDOW + 7):
+        assert log.write(INFO) == []
+    log.write(WARNING)  # another name has its own count
+    assert [line["event"] for line in captured] == ["resynced"] * LINES_PER_WINDOW + ["history_lost"]
+
+    clock.now += WINDOW_SECONDS
+    del captured[:]
+    assert log.write(INFO) == [events.EventsSuppressed("resynced", 7, WINDOW_SECONDS)]
+    assert [(line["event"], line["level"]) for line in captured] == [
+        ("events_suppressed", "info"),
+        ("resynced", "info"),
+    ]
+    assert captured[0] | {"of": "resynced", "count": 7, "instance": "me"} == captured[0]
+
+
+@pytest.mark.parametrize("event", ALL)
+def test_the_summary_has_the_level_of_what_was_left_out(captured, clock, event):
+    log = EventLog(clock=clock)
+    for _ in range(DEBUG_LINES_PER_WINDOW + 1):
+        log.write(event)
+    clock.now += WINDOW_SECONDS
+    log.summarise(clock.now)
+
+    assert (captured[-1]["event"], captured[-1]["level"], captured[-1]["of"]) == (
+        "events_suppressed", event.level, event.name,
+    )  # fmt: skip
+    lines = DEBUG_LINES_PER_WINDOW if event.level == "debug" else LINES_PER_WINDOW
+    assert len(captured) == lines + 1
+    assert captured[-1]["count"] == DEBUG_LINES_PER_WINDOW + 1 - lines
+
+
+def test_a_summary_comes_when_the_second_is_over_or_at_the_end(captured, clock):
+    log = EventLog(clock=clock)
+    for _ in range(LINES_PER_WINDOW + 3):
+        log.write(INFO)
+    clock.now += WINDOW_SECONDS / 2
+    assert log.summarise(clock.now) == []
+    assert log.summarise(None) == [events.EventsSuppressed("resynced", 3, WINDOW_SECONDS)]
+    assert log.summarise(None) == []
+
+
+def test_without_a_storm_there_is_no_summary(captured, clock):
+    log = EventLog(clock=clock)
+    for _ in range(3 * LINES_PER_WINDOW):
+        log.write(INFO)
+        clock.now += WINDOW_SECONDS / LINES_PER_WINDOW * 1.001
+    log.summarise(None)
+    assert [line["event"] for line in captured] == ["resynced"] * 3 * LINES_PER_WINDOW
+
+
+def test_what_the_level_leaves_out_is_not_counted(caplog, clock):
+    caplog.set_level(logging.WARNING, LOGGER_NAME)
+    log = EventLog(clock=clock)
+    for _ in range(2 * LINES_PER_WINDOW):
+        log.write(INFO)
+    assert log.summarise(None) == []
+
+
+# --- keys ---
+
+SECRETIVE = [
+    events.FillRefused(shard=0, key="user:ada", version=9, cause="newer"),
+    events.InvalidationReceived(0, "tag", 9, "b", ("user:ada", "team"), applied=True, lag_ms=None),
+    events.WritePublished(0, "set", 9, ("user:ada",)),
+    events.CommandFailed("ERR unknown command 'EVAL', with args beginning with: '3' 'user:ada' ", maybe_applied=True),
+    events.InternalError("subscriber", "KeyError", "user:ada"),
+]
+
+
+def test_keys_are_plain_unless_asked_otherwise(captured):
+    for event in SECRETIVE:
+        EventLog(namespace="shop").write(event)
+    assert captured[0]["key"] == "user:ada"
+    assert captured[1]["names"] == ("user:ada", "team")
+    assert captured[4]["text"] == "user:ada"
+
+
+@pytest.mark.parametrize("log_keys", ["hash", "redact"])
+@pytest.mark.parametrize("event", SECRETIVE, ids=lambda event: event.name)
+def test_keys_and_tags_do_not_reach_the_log(captured, log_keys, event):
+    EventLog(log_keys=log_keys, namespace="shop").write(event)
+    (line,) = captured
+    assert "ada" not in str(line)
+    assert "team" not in str(line)
+    assert line.keys() == event.as_dict().keys() | {"event", "level", "namespace"}
+
+
+def test_hashes_tell_keys_apart_and_are_the_same_everywhere(captured):
+    EventLog(log_keys="hash", namespace="shop", instance="a").write(SECRETIVE[0])
+    EventLog(log_keys="hash", namespace="shop", instance="b").write(SECRETIVE[1])
+    EventLog(log_keys="hash", namespace="bank", instance="b").write(SECRETIVE[0])
+    here, there, elsewhere = captured
+    assert re.fullmatch("[0-9a-f]{16}", here["key"])
+    assert here["key"] == there["names"][0] == hash_key("user:ada", "shop")
+    assert there["names"][1] != there["names"][0]
+    assert elsewhere["key"] != here["key"], "another namespace, another hash"
+
+
+def test_a_redacted_message_still_tells_how_many_keys_it_concerns(captured):
+    EventLog(log_keys="redact", namespace="shop").write(SECRETIVE[1])
+    assert captured[0]["names"] == (REDACTED, REDACTED)
+
+
+def test_fields_with_keys_and_texts_are_known():
+    # A new field of type str must be judged: does it hold a key, or the text of an error?
+    known = KEY_FIELDS | QUOTING_FIELDS | {"text"}
+    harmless = {"old", "new", "outcome", "kind", "origin", "error", "server", "transport", "where", "of"}
+    texts = {
+        field.name
+        for kind in events.catalogue()
+        for field in dataclasses.fields(kind)
+        if field.type in ("str", "tuple[str, ...]")
+    }
+    assert texts == known | harmless

@@ -941,7 +941,7 @@ def test_p6_the_first_resync_makes_coherent(new_bench):
     assert (shard.state, shard.synced, shard.server) == (State.COHERENT, True, "A")
     assert (shard.epoch, shard.position, shard.nonce) == (EPOCH, 10, nonce(10))
     assert (shard.tier.horizon, shard.tier.valid_until) == (99.0, 104.0)
-    assert bench.of(Resynced) == [Resynced(0, "first", 10, 0, 0)]
+    assert bench.of(Resynced) == [Resynced(0, "first connection", "first", 10, 0, 0)]
     assert bench.of(StateChanged) == [StateChanged(0, "connecting", "coherent", "resync: first")]
     assert (bench.counters.resyncs, bench.counters.flushes) == (1, 0)
 
@@ -953,7 +953,7 @@ def test_p6_nothing_missed_keeps_the_tier_warm(bench):
     assert bench.held() == {"a": 8, "b": 10}
     assert bench.shard.tier.horizon == 104.0
     assert bench.shard.state is State.COHERENT
-    assert bench.of(Resynced) == [Resynced(0, "unbroken", 10, 0, 0)]
+    assert bench.of(Resynced) == [Resynced(0, "cut", "unbroken", 10, 0, 0)]
     assert (bench.counters.resyncs, bench.counters.flushes, bench.counters.replays) == (2, 0, 0)
 
 
@@ -976,7 +976,7 @@ def test_p6_i4_just_what_was_missed_is_replayed(bench):
     bench.resync(12, entries=log(10, "a", "b", "x"), sent_at=104.0)
     assert bench.held() == {"a": 8, "c": 10}  # 10 was applied before the cut; 11 evicts b; 12 nothing
     assert (bench.shard.position, bench.shard.nonce) == (12, nonce(12))
-    assert bench.of(Resynced) == [Resynced(0, "replayed", 12, 2, 0)]
+    assert bench.of(Resynced) == [Resynced(0, "cut", "replayed", 12, 2, 0)]
     counters = bench.counters
     assert (counters.replays, counters.received, counters.applied, counters.flushes) == (2, 2, 1, 0)
     assert bench.removed() == {"invalidated": 1}
@@ -1070,7 +1070,7 @@ def test_p6_a30_what_is_not_proven_flushes(bench, seq, options):
     assert bench.shard.tier.horizon == 99.0  # a tier without entries is as old as its proof
     assert (bench.shard.epoch, bench.shard.position) == (options.get("epoch", EPOCH), seq)
     assert bench.shard.state is State.COHERENT
-    assert bench.of(Resynced) == [Resynced(0, "flushed", seq, 0, 1)]
+    assert bench.of(Resynced) == [Resynced(0, "cut", "flushed", seq, 0, 1)]
     assert (bench.counters.flushes, bench.counters.replays, bench.counters.received) == (1, 0, 0)
     assert bench.removed() == {"flushed": 1}
 
@@ -1115,7 +1115,7 @@ def test_p6_a_resync_after_a_lost_history_is_no_second_flush(bench):
     lost_in_a_message(bench, OTHER_EPOCH)
     bench.resync(1, epoch=OTHER_EPOCH)
     assert bench.counters.flushes == 1
-    assert bench.of(Resynced) == [Resynced(0, "first", 1, 0, 0)]
+    assert bench.of(Resynced) == [Resynced(0, "another epoch in a message", "first", 1, 0, 0)]
 
 
 def test_a_resync_compares_the_clocks(new_bench):

@@ -307,6 +307,8 @@ def test_tags(url):
     assert ours.get_many(everything).keys() == set(everything)
     ours.invalidate_tags("t")
     assert ours.get_many(everything) == {"other": 1}
+    assert ours.invalidate_tags("u", wait=10).members == 0
+    assert ours.get_many(everything) == {}
 
 
 def test_what_is_written_during_a_load_wins(url):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, overload
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 
 from coherent_cache import (
     MISSING,
+    Acknowledgement,
     CoherentCache,
     ConfigError,
     SerializationError,
@@ -235,9 +236,20 @@ class CoherentCacheBackend(BaseCache):
 
     # -- beyond Django's -------------------------------------------------------------------------------------------
 
-    def invalidate_tags(self, *tags: str) -> Version:
-        """Make every value that carries one of the tags absent, for all processes, in O(1) per tag."""
-        return self.coherent_cache.invalidate_tags(*tags)
+    @overload
+    def invalidate_tags(self, *tags: str, wait: None = None) -> Version: ...
+
+    @overload
+    def invalidate_tags(self, *tags: str, wait: float) -> Acknowledgement: ...
+
+    def invalidate_tags(self, *tags: str, wait: float | None = None) -> Version | Acknowledgement:
+        """Make every value that carries one of the tags absent, for all processes, in O(1) per tag.
+
+        With ``wait``, return when no process can serve one any more; see :meth:`CoherentCache.set`.
+        """
+        if wait is None:
+            return self.coherent_cache.invalidate_tags(*tags)
+        return self.coherent_cache.invalidate_tags(*tags, wait=wait)
 
     # -- inside ----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Start Redis, the workers and the writer of compose.yaml from locally built images, wait until all is coherent, stop.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Usage: compose/check.sh [--help]
+
+Validates compose/compose.yaml as a whole. Then starts its Redis, workers and writer as a project of their own, from the
+images of compose/build-redis-image.sh and compose/build-worker-image.sh, and waits until every worker's health check
+says that it is coherent, serves local hits, applies invalidations and has seen no violation. Then Redis is restarted,
+empty, and the same is waited for again. All of it is removed at the end. Prometheus and Grafana are not started: their
+images are only in a registry.
+
+Environment:
+  COMPOSE_LIMIT   seconds to wait for the workers (default: 120)
+  DOCKER_HOST     the engine (see compose/engine.sh for a private one)
+
+Exit codes: 0 fine, 1 failed, 2 usage.
+TEXT
+}
+
+fail() {
+  printf 'compose/check: %s\n' "$*" >&2
+  exit 1
+}
+
+case ${1:-} in
+  -h | --help) usage; exit 0 ;;
+  ?*) usage >&2; exit 2 ;;
+esac
+
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
+limit=${COMPOSE_LIMIT:-120}
+export REDIS_IMAGE=coherent-cache-redis:local WORKER_IMAGE=coherent-cache-worker:local
+export COMPOSE_PROJECT_NAME=coherent-cache-check
+workers=(worker-1 worker-2 worker-3)
+
+if docker compose version >/dev/null 2>&1; then
+  command=(docker compose)
+elif command -v docker-compose >/dev/null; then
+  command=(docker-compose) # the command of older distributions
+else
+  fail "no docker compose found; install it (Debian: apt-get install docker-compose, Ubuntu: docker-compose-v2)"
+fi
+compose() { "${command[@]}" --file compose.yaml "$@"; }
+
+# What a worker's health check says, or "gone".
+health() {
+  local id
+  id=$(compose ps -q "$1" 2>/dev/null) && [[ $id ]] &&
+    docker inspect --format '{{.State.Health.Status}}' "$id" 2>/dev/null || printf 'gone'
+}
+
+await_workers() {
+  local deadline=$((SECONDS + limit)) worker states
+  while :; do
+    states=
+    for worker in "${workers[@]}"; do states+="$(health "$worker") "; done
+    [[ $states != "healthy healthy healthy " ]] || return 0
+    ((SECONDS < deadline)) || fail "after $limit s the workers are: $states"
+    sleep 1
+  done
+}
+
+# The last report of each worker.
+show() {
+  local worker
+  for worker in "${workers[@]}"; do compose logs --no-color --tail 1 "$worker" | grep '"worker"'; done
+}
+
+cleanup() {
+  local status=$?
+  trap - EXIT INT TERM
+  ((status == 0)) || compose logs --no-color --tail 20 >&2 || true
+  compose down --volumes --timeout 10 >/dev/null 2>&1 || status=1
+  exit "$status"
+}
+
+printf 'compose %s\n' "$("${command[@]}" version --short)"
+compose config --quiet || fail "compose.yaml is not valid; the message is above"
+for image in "$REDIS_IMAGE" "$WORKER_IMAGE"; do
+  docker image inspect "$image" >/dev/null 2>&1 || fail "there is no image $image; the build scripts beside this one make it"
+done
+
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+compose up --detach --no-build redis "${workers[@]}" writer >/dev/null 2>&1 || fail "compose up failed"
+await_workers
+show
+compose restart --timeout 5 redis >/dev/null 2>&1 || fail "compose restart failed"
+sleep 10 # longer than max_staleness: reports from before the restart do not count
+await_workers
+show
+printf 'all workers are coherent, also after a restart of an empty Redis\n'

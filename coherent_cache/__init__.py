@@ -6,7 +6,8 @@ from coherent_cache.__about__ import __version__
 from coherent_cache.lazy import lazily
 
 if TYPE_CHECKING:
-    from coherent_cache.batch import Batch, BatchResult
+    from coherent_cache.aio import AsyncCoherentCache
+    from coherent_cache.batch import AsyncBatch, Batch, BatchResult
     from coherent_cache.cache import CacheEntry, CoherentCache
     from coherent_cache.core.acknowledging import Acknowledgement
     from coherent_cache.core.batching import BatchItem
@@ -36,6 +37,8 @@ __all__ = [
     "DEFAULT",
     "MISSING",
     "Acknowledgement",
+    "AsyncBatch",
+    "AsyncCoherentCache",
     "Batch",
     "BatchItem",
     "BatchResult",
@@ -75,6 +78,7 @@ if not TYPE_CHECKING:
             "coherent_cache.core.load_options",
             "coherent_cache.batch",
             "coherent_cache.loading_front",
+            "coherent_cache.aio",
             "coherent_cache.cache",
         ),
     )

@@ -1,14 +1,15 @@
-"""``with cache.batch() as b``: collects writes and sends them together."""
+"""``with cache.batch() as b``, ``async with`` as well: collects writes and sends them together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from coherent_cache.config import check_ttl
 from coherent_cache.core import batching
 from coherent_cache.core.batching import BatchItem, Write
+from coherent_cache.core.requests import Operation
 from coherent_cache.defaults import DEFAULT, Default
 from coherent_cache.errors import ConfigError
 from coherent_cache.keys import check_key
@@ -37,10 +38,8 @@ class BatchResult:
         return tuple(item for item in self.items if item.error is not None)
 
 
-class Batch:
-    """Writes that are sent together at the end of a ``with`` block. See :meth:`coherent_cache.CoherentCache.batch`.
-
-    For one thread. Of several writes to one key the last counts.
+class Writes:
+    """Collects writes. Of several writes to one key the last counts.
 
     Attributes:
         result: what became of each key; empty until the batch was sent.
@@ -92,22 +91,20 @@ class Batch:
         """Return how many keys are concerned."""
         return len(self._writes)
 
-    def __enter__(self) -> Batch:
+    def _begin(self) -> None:
         if self._open or self._over:
             raise ConfigError("batch", "is used once, in one with block; ask the cache for another one")
         self._open = True
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def _end(self, kind: type[BaseException] | None) -> bool:
+        """End the block; return whether there is anything to send."""
         self._open, self._over = False, True
-        if kind is None and self._writes:
-            self._send()
+        return kind is None and bool(self._writes)
 
-    def _send(self) -> None:
-        runtime = self._runtime()
+    def _send(self) -> Operation[None]:
         items: list[BatchItem] = []
         try:
-            runtime.run(batching.send(runtime.instance, self._writes, items))
+            yield from batching.send(self._runtime().instance, self._writes, items)
         finally:
             self.result = BatchResult(tuple(items))
 
@@ -118,3 +115,47 @@ class Batch:
     def _check_open(self) -> None:
         if not self._open:
             raise ConfigError("batch", "collects inside of its with block only: with cache.batch() as b: ...")
+
+
+class Batch(Writes):
+    """Writes that are sent together at the end of a ``with`` block. See :meth:`coherent_cache.CoherentCache.batch`.
+
+    For one thread. Of several writes to one key the last counts.
+
+    Attributes:
+        result: what became of each key; empty until the batch was sent.
+    """
+
+    def __enter__(self) -> Batch:
+        self._begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._end(kind):
+            self._runtime().run(self._send())
+
+
+class AsyncBatch(Writes):
+    """Writes that are sent together at the end of an ``async with`` block, for one task. See :class:`Batch`.
+
+    Attributes:
+        result: what became of each key; empty until the batch was sent.
+    """
+
+    def __init__(self, runtime: Callable[[], Runtime], run: Callable[[Operation[None]], Awaitable[None]]) -> None:
+        """Make an empty batch.
+
+        Args:
+            runtime: returns the runtime of the present process.
+            run: runs an operation.
+        """
+        super().__init__(runtime)
+        self._run = run
+
+    async def __aenter__(self) -> AsyncBatch:
+        self._begin()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._end(kind):
+            await self._run(self._send())

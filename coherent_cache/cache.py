@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Unpack, cast, overload
 
 from coherent_cache import config
+from coherent_cache.aio import AsyncCoherentCache
 from coherent_cache.batch import Batch
 from coherent_cache.core.acknowledging import Acknowledgement
 from coherent_cache.core.load_options import LoadContext, with_context
@@ -519,10 +520,26 @@ class CoherentCache(LoadingFront):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    @property
+    def aio(self) -> AsyncCoherentCache:
+        """The front for asyncio on the same core: one local tier, one thread, one load of a key for both.
+
+        The same object each time. To close either closes both.
+        """
+        aio: AsyncCoherentCache | None = vars(self).get("_aio")
+        if aio is None:
+            aio = AsyncCoherentCache.__new__(AsyncCoherentCache)
+            aio._share(self._holder, self._settings, self._codec, self._endpoint)  # noqa: SLF001
+            aio = vars(self).setdefault("_aio", aio)
+        return aio
+
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _spawn(self, operation: Operation[Any]) -> bool:
         return self._runtime.spawn(operation)
+
+    def _home(self) -> None:
+        """Return None: threads have none."""
 
     def _loader(self, loader: Callable[..., Any]) -> Callable[[LoadContext], Any]:
         return with_context(loader)

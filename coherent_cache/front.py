@@ -29,7 +29,7 @@ from coherent_cache.events import Event
 from coherent_cache.keys import check_key
 from coherent_cache.remote.topology import Endpoint, resolve
 from coherent_cache.runtime import Runtime, RuntimeHolder, Tracer, clock, make_instance_id
-from coherent_cache.serializers import make_codec
+from coherent_cache.serializers import Codec, make_codec
 from coherent_cache.serializers.compression import make_compressor
 from coherent_cache.versions import Version
 from coherent_cache.wire import Kind
@@ -96,8 +96,8 @@ class Front:
 
         Args:
             url: ``redis://``, ``rediss://``, ``unix://`` as in redis-py; ``memory://name`` (inside this process, for
-                tests); ``embedded://`` (a private redis-server, for development); or a synchronous client of redis-py
-                or fakeredis, whose options are taken.
+                tests); ``embedded://`` (a private redis-server, for development); or a client of redis-py or fakeredis,
+                synchronous or asyncio's, whose options are taken.
             namespace: instances with the same namespace form one coherent cache. 1 to 64 of ``A-Za-z0-9_.-``.
             shards: parts of the namespace, the same in all instances; more than one spreads a namespace's load.
             max_entries: most entries of the local tier.
@@ -123,7 +123,7 @@ class Front:
             schema: number of the values' schema, up to 65,535. Raise it when values change their form: entries of
                 another schema count as absent, for reads, conditions and ``touch``; a write replaces them.
             timeout: seconds that one round trip or attempt to connect may take.
-            max_connections: most connections for commands.
+            max_connections: most connections for commands of threads; an event loop has one.
             log_length: invalidations that Redis keeps per shard, so that a short disconnection needs no flush.
             replay_limit: missed invalidations up to which a resync replays them; more flush the shard.
             lease: seconds after which another process loads in place of one that died loading; a loader that lives may
@@ -148,7 +148,6 @@ class Front:
             check_instance_id(instance_id)
         codec = replace(make_codec(serializer, stacklevel=3), compressor=make_compressor(compress))
         endpoint = resolve(url, settings)
-        callbacks: dict[int, Callable[[Event], None]] = {}
         first_id = instance_id or make_instance_id()
         forks = 0
 
@@ -164,22 +163,17 @@ class Front:
             forks += 1
             return Runtime(settings, codec, endpoint, instance_id=name, callbacks=callbacks)
 
-        self._share(RuntimeHolder(make), settings, codec.loads, endpoint, callbacks)
+        callbacks: dict[int, Callable[[Event], None]] = {}
+        self._share(RuntimeHolder(make, callbacks), settings, codec, endpoint)
 
-    def _share(
-        self,
-        holder: RuntimeHolder,
-        settings: Settings,
-        decode: Callable[[bytes], Any],
-        endpoint: Endpoint,
-        callbacks: dict[int, Callable[[Event], None]],
-    ) -> None:
+    def _share(self, holder: RuntimeHolder, settings: Settings, codec: Codec, endpoint: Endpoint) -> None:
         """Work on a core, with others perhaps: it is closed when the last of them is gone."""
         self._holder = holder
         self._settings = settings
-        self._decode = decode
+        self._codec = codec
+        self._decode = codec.loads
         self._endpoint = endpoint
-        self._callbacks = callbacks
+        self._callbacks = holder.callbacks
         holder.attach(weakref.WeakMethod(self._adopt))
 
     def _adopt(self, runtime: Runtime) -> None:

@@ -105,6 +105,10 @@ class LoadingFront(Front, ABC):
         """Run an operation in the background; False if that cannot be."""
 
     @abstractmethod
+    def _home(self) -> object:
+        """Return what its flights belong to: see :class:`coherent_cache.core.waiting.Flight`."""
+
+    @abstractmethod
     def _loader(self, loader: Callable[..., Any]) -> Callable[[LoadContext], Any]:
         """Return a caller's loader as the core calls it: with a context in any case.
 
@@ -153,7 +157,7 @@ class LoadingFront(Front, ABC):
         return self._find(wish, self._call(wish))
 
     def _call(self, wish: Wish) -> LoadCall:
-        return LoadCall(wish.key, self._loader(wish.loader), wish.options, clock(), wish.min_version)
+        return LoadCall(wish.key, self._loader(wish.loader), wish.options, clock(), wish.min_version, self._home())
 
     def _find(self, wish: Wish, call: LoadCall) -> Operation[Entry | Result]:
         """Read or load; look again as often as others have loaded it."""
@@ -201,7 +205,7 @@ class LoadingFront(Front, ABC):
         self, missing: list[str], loader: Callable[[list[str]], Any], options: LoadOptions
     ) -> Operation[dict[str, Any]]:
         self._counters.misses += len(missing)
-        return loading_many.get_or_set_many(self._runtime.instance, missing, loader, options)
+        return loading_many.get_or_set_many(self._runtime.instance, missing, loader, options, self._home())
 
     def _options_of_many(
         self,

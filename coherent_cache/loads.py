@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from typing import Final
 
 from coherent_cache.core.operations import milliseconds
@@ -21,52 +23,94 @@ MAX_BACKGROUND: Final = 256
 """Loads in the background at a time; who would begin another one loads in the foreground, or refreshes later."""
 
 
+class _Run:
+    """One run of a loader.
+
+    Attributes:
+        waits: what it waits for: flights, and loaders that it has begun itself. Several at once, if it has tasks.
+    """
+
+    __slots__ = ("waits",)
+
+    def __init__(self) -> None:
+        self.waits: list[Flight | _Run] = []
+
+
+_run: Final[ContextVar[_Run | None]] = ContextVar("coherent_cache_loader", default=None)
+"""The loader that the present thread or task runs, perhaps for another one: tasks, and threads that asyncio starts,
+have the context of those that began them."""
+
+
+def in_no_loader() -> Context:
+    """Return a copy of the present context for what goes on behind the back of a loader that began it."""
+    context = copy_context()
+    context.run(_run.set, None)
+    return context
+
+
 class Dependencies:
-    """Which thread runs which loaders, and which one waits for which: a loader must not wait for itself."""
+    """Which loader runs for which flights, and which flights it waits for: a loader must not wait for itself."""
 
     def __init__(self) -> None:
         """Begin with no loader."""
         self._lock = threading.Lock()
-        self._waiting: dict[int, Flight] = {}
 
     @contextmanager
     def loading(self, flights: Sequence[Flight]) -> Iterator[None]:
         """Run the loader of these flights in the block."""
-        me = threading.get_ident()
+        outer, mine = _run.get(), _Run()
         with self._lock:
             for flight in flights:
-                flight.runner = me
+                flight.runner = mine
+            if outer is not None:
+                outer.waits.append(mine)
+        _run.set(mine)
         try:
             yield
         finally:
+            _run.set(outer)
             with self._lock:
                 for flight in flights:
                     flight.runner = None
+                if outer is not None:
+                    outer.waits.remove(mine)
 
     @contextmanager
     def waiting(self, flight: Flight | None) -> Iterator[None]:
         """Wait for a flight in the block; None for something else.
 
         Raises:
-            LoaderDeadlock: its loader runs in this thread, or waits for one that does. No thread begins to run a loader
-                while it waits, so it is who waits last that closes the circle, and is told.
+            LoaderDeadlock: its loader is the one that wants to wait, or waits for that. It is who waits last that
+                closes the circle, and is told.
         """
-        if flight is None:
+        mine = _run.get()
+        if flight is None or mine is None:  # who runs no loader keeps nobody waiting
             yield
             return
-        me = threading.get_ident()
         with self._lock:
-            at: Flight | None = flight
-            while at is not None and at.runner is not None:
-                if at.runner == me:
-                    raise LoaderDeadlock(flight.key)
-                at = self._waiting.get(at.runner)
-            self._waiting[me] = flight
+            if _reaches(flight, mine):
+                raise LoaderDeadlock(flight.key)
+            mine.waits.append(flight)
         try:
             yield
         finally:
             with self._lock:
-                del self._waiting[me]
+                mine.waits.remove(flight)
+
+
+def _reaches(flight: Flight, goal: _Run) -> bool:
+    """Tell whether a flight's end depends on a loader's. Requires the lock."""
+    seen: set[_Run] = set()
+    found: list[Flight | _Run] = [flight]
+    while found:
+        at = found.pop()
+        run = at.runner if isinstance(at, Flight) else at
+        if run is goal:
+            return True
+        if isinstance(run, _Run) and run not in seen:
+            seen.add(run)
+            found += run.waits
+    return False
 
 
 class Renewals:
@@ -179,12 +223,13 @@ class Background:
         self._stopping = False
 
     def run(self, work: Callable[[], object]) -> bool:
-        """Run ``work``, which raises nothing, in a thread.
+        """Run ``work``, which raises nothing, in a thread and in a copy of the caller's context.
 
         Returns:
             False if there are too many, no more can be started, or this was stopped.
         """
-        thread = threading.Thread(target=self._run, args=(work,), name=self._name, daemon=True)
+        target = partial(in_no_loader().run, self._run, work)
+        thread = threading.Thread(target=target, name=self._name, daemon=True)
         with self._lock:
             if self._stopping or len(self._threads) >= MAX_BACKGROUND:
                 return False

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial, update_wrapper
-from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypedDict, TypeVar, overload
+from typing import Any, ClassVar, Concatenate, Final, Generic, ParamSpec, Protocol, TypedDict, TypeVar, cast, overload
 
 from coherent_cache.argument_keys import Arguments, CallKey, Template
 from coherent_cache.core.operations import MISSING
@@ -24,7 +24,7 @@ _ITS_CLASS: Final = ("__class__",)
 
 
 class Front(Protocol):
-    """What a cached function asks of its cache."""
+    """What a cached function asks of its cache, plain or as coroutines."""
 
     @property
     def get_or_set(self) -> Callable[..., Any]:
@@ -35,7 +35,7 @@ class Front(Protocol):
         """Change a value atomically."""
 
     @property
-    def delete(self) -> Callable[[str], bool]:
+    def delete(self) -> Callable[[str], Any]:
         """Delete a value."""
 
 
@@ -56,16 +56,16 @@ class _Absent(Exception):
     """There is nothing to refresh."""
 
 
-class Cached(Generic[P, R]):
-    """A function whose results are cached. See :meth:`coherent_cache.CoherentCache.cached`.
+class Memoized(Generic[P]):
+    """A function with keys and tags for its results."""
 
-    As a method it is bound like any function; all that is below then goes without ``self``.
-    """
+    coroutines: ClassVar[bool]
+    """Whether it is for coroutine functions, or for those that are none."""
 
     def __init__(
         self,
         cache: Front,
-        function: Callable[P, R],
+        function: Callable[P, Any],
         *,
         key: Key,
         tags: Tags,
@@ -85,7 +85,7 @@ class Cached(Generic[P, R]):
         Raises:
             ConfigError: the function cannot be cached like that.
         """
-        check_function(function, needs_name=key is None)
+        check_function(function, needs_name=key is None, coroutines=self.coroutines)
         self._cache = cache
         self._function = function
         self._options = options
@@ -93,14 +93,7 @@ class Cached(Generic[P, R]):
         arguments = Arguments(name, inspect.signature(function))
         self._make_key = _key_maker(key, arguments, _names("ignore", ignore))
         self._make_tags = _tags_maker(tags, arguments)
-        update_wrapper(self, function)
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Return the cached result for these arguments; if there is none, call the function, once in the fleet."""
-        key = self._make_key(args, kwargs)
-        tags = self._make_tags(args, kwargs)
-        result: R = self._cache.get_or_set(key, lambda: self._function(*args, **kwargs), tags=tags, **self._options)
-        return result
+        update_wrapper(cast("Callable[P, Any]", self), function)
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key of the result for these arguments.
@@ -110,13 +103,30 @@ class Cached(Generic[P, R]):
         """
         return self._make_key(args, kwargs)
 
+
+class Cached(Memoized[P], Generic[P, R]):
+    """A function whose results are cached. See :meth:`coherent_cache.CoherentCache.cached`.
+
+    As a method it is bound like any function; all that is below then goes without ``self``.
+    """
+
+    coroutines = False
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return the cached result for these arguments; if there is none, call the function, once in the fleet."""
+        key = self._make_key(args, kwargs)
+        tags = self._make_tags(args, kwargs)
+        result: R = self._cache.get_or_set(key, lambda: self._function(*args, **kwargs), tags=tags, **self._options)
+        return result
+
     def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Delete the result for these arguments, for all instances; return whether there was one.
 
         Raises:
             As :meth:`coherent_cache.CoherentCache.delete`.
         """
-        return self._cache.delete(self._make_key(args, kwargs))
+        deleted: bool = self._cache.delete(self._make_key(args, kwargs))
+        return deleted
 
     def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function now and store its result; the present one is served until then.
@@ -126,15 +136,9 @@ class Cached(Generic[P, R]):
         """
         key, tags = self._make_key(args, kwargs), self._make_tags(args, kwargs)
         load = partial(self._function, *args, **kwargs)
-
-        def replace(present: Any) -> Any:
-            if present is MISSING:
-                raise _Absent
-            return load()
-
         ttl = self._options.get("ttl", DEFAULT)
         try:
-            result: R = self._cache.update(key, replace, default=MISSING, ttl=ttl, tags=tags)
+            result: R = self._cache.update(key, partial(_replace, load), default=MISSING, ttl=ttl, tags=tags)
         except _Absent:
             # Only a lease notices an invalidation of what is not there.
             result = self._cache.get_or_set(key, lambda: load(), tags=tags, **self._options)  # noqa: PLW0108
@@ -155,6 +159,105 @@ class Cached(Generic[P, R]):
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         """Bind to an instance, as functions do."""
         return self if instance is None else Bound(self, instance)
+
+
+class AsyncCached(Memoized[P], Generic[P, R]):
+    """A coroutine function whose results are cached. See :meth:`coherent_cache.AsyncCoherentCache.cached`.
+
+    All is as for :class:`Cached`, with coroutines.
+    """
+
+    coroutines = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """See :class:`Memoized`."""
+        super().__init__(*args, **kwargs)
+        if hasattr(inspect, "markcoroutinefunction"):  # Python 3.12
+            inspect.markcoroutinefunction(self)
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return the cached result for these arguments; if there is none, call the function, once in the fleet."""
+        key = self._make_key(args, kwargs)
+        tags = self._make_tags(args, kwargs)
+        result: R = await self._cache.get_or_set(key, self._loader(*args, **kwargs), tags=tags, **self._options)
+        return result
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """See :meth:`Cached.invalidate`."""
+        deleted: bool = await self._cache.delete(self._make_key(args, kwargs))
+        return deleted
+
+    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """See :meth:`Cached.refresh`."""
+        key, tags = self._make_key(args, kwargs), self._make_tags(args, kwargs)
+        load = self._loader(*args, **kwargs)
+        ttl = self._options.get("ttl", DEFAULT)
+        try:
+            result: R = await self._cache.update(key, partial(_replace, load), default=MISSING, ttl=ttl, tags=tags)
+        except _Absent:
+            # Only a lease notices an invalidation of what is not there.
+            result = await self._cache.get_or_set(key, load, tags=tags, **self._options)
+        return None if result is MISSING else result  # type: ignore[return-value]
+
+    @property
+    def uncached(self) -> Callable[P, Coroutine[Any, Any, R]]:
+        """The coroutine function itself."""
+        return self._function
+
+    def _loader(self, *args: P.args, **kwargs: P.kwargs) -> Callable[[], Coroutine[Any, Any, R]]:
+        async def load() -> R:
+            result: R = await self._function(*args, **kwargs)
+            return result
+
+        return load
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> AsyncCached[P, R]: ...
+
+    @overload
+    def __get__(
+        self: AsyncCached[Concatenate[Any, Q], R], instance: object, owner: type | None = None
+    ) -> AsyncBound[Q, R]: ...
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """Bind to an instance, as functions do."""
+        return self if instance is None else AsyncBound(self, instance)
+
+
+def _replace(load: Callable[[], Any], present: Any) -> Any:
+    if present is MISSING:
+        raise _Absent
+    return load()
+
+
+class AsyncBound(Generic[P, R]):
+    """A cached coroutine method of one instance: see :class:`AsyncCached`."""
+
+    def __init__(self, cached: AsyncCached[Any, R], instance: object) -> None:
+        self._cached = cached
+        self._instance = instance
+        update_wrapper(self, cached)
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """See :class:`AsyncCached`."""
+        return await self._cached(self._instance, *args, **kwargs)
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """See :meth:`Cached.key`."""
+        return self._cached.key(self._instance, *args, **kwargs)
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """See :meth:`Cached.invalidate`."""
+        return await self._cached.invalidate(self._instance, *args, **kwargs)
+
+    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """See :meth:`Cached.refresh`."""
+        return await self._cached.refresh(self._instance, *args, **kwargs)
+
+    @property
+    def uncached(self) -> Callable[P, Coroutine[Any, Any, R]]:
+        """The method itself, bound."""
+        return partial(self._cached.uncached, self._instance)
 
 
 class Bound(Generic[P, R]):
@@ -187,12 +290,20 @@ class Bound(Generic[P, R]):
         return partial(self._cached.uncached, self._instance)
 
 
-def check_function(function: Any, *, needs_name: bool) -> None:
+def is_coroutine_function(function: Any) -> bool:
+    """Tell whether calls of something return what is to be awaited, as far as can be known before."""
+    while isinstance(function, partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def check_function(function: Any, *, needs_name: bool, coroutines: bool = False) -> None:
     """Check that the results of a function can be cached.
 
     Args:
         function: the function.
         needs_name: whether its name is to be a part of the keys.
+        coroutines: whether it is to be a coroutine function.
 
     Raises:
         ConfigError: they cannot.
@@ -201,10 +312,14 @@ def check_function(function: Any, *, needs_name: bool) -> None:
         raise ConfigError("cached", f"goes below @{type(function).__name__}, next to the function")
     if not callable(function):
         raise ConfigError("cached", f"decorates functions, not {type(function).__name__}")
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise ConfigError("cached", "is for functions that return a value; this is a coroutine function")
-    if inspect.isgeneratorfunction(function):
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigError("cached", "is for functions that return a value; this is a generator function")
+    if is_coroutine_function(function) and not coroutines:
+        raise ConfigError(
+            "cached", "is for plain functions here; for coroutine functions use AsyncCoherentCache or .aio"
+        )
+    if coroutines and not is_coroutine_function(function):
+        raise ConfigError("cached", "is for coroutine functions here; for plain functions use CoherentCache")
     if not needs_name:
         return
     name = getattr(function, "__qualname__", None)

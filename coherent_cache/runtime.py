@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import inspect
 import os
 import socket
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from contextvars import copy_context
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from math import inf
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from coherent_cache.config import Settings
 from coherent_cache.core.instance import Instance
@@ -34,11 +35,13 @@ from coherent_cache.core.requests import (
     WaitRequest,
     Woken,
 )
-from coherent_cache.errors import CacheUnavailable, CoherentCacheError
+from coherent_cache.core.waiting import Flight, Waiter
+from coherent_cache.errors import CacheUnavailable, CoherentCacheError, ConfigError, LoaderDeadlock
 from coherent_cache.event_hub import EventHub
 from coherent_cache.events import CommandFailed, Event, InternalError
 from coherent_cache.loads import Background, Dependencies, Renewals
 from coherent_cache.logs import EventLog
+from coherent_cache.remote.async_io import AsyncIO
 from coherent_cache.remote.scripts import Scripts
 from coherent_cache.remote.subscriber import Subscriber
 from coherent_cache.remote.sync_io import ConnectionPool, SyncIO
@@ -53,6 +56,9 @@ clock: Final[Callable[[], float]] = (
 Tracer = Callable[[str, Sequence[Request]], contextlib.AbstractContextManager[object]]
 """Given the instance's id and what an operation asks for, returns what is entered around the answering."""
 
+CHECK_NAMESPACE: Final = (ReadRequest(0, (b"-",)),)
+"""Compares the settings with shard 0's, which every number of shards has, before another shard is touched."""
+
 
 def make_instance_id() -> str:
     """Make an instance id: ``host-pid-random``."""
@@ -60,6 +66,13 @@ def make_instance_id() -> str:
         char if char.isascii() and char.isprintable() and char != " " else "_" for char in socket.gethostname()
     )
     return f"{host[:60]}-{os.getpid()}-{os.urandom(4).hex()}"
+
+
+class Attached(Protocol):
+    """What an event loop has of a runtime."""
+
+    def close(self) -> None:
+        """Close it, from any thread."""
 
 
 class Runtime:
@@ -126,24 +139,27 @@ class Runtime:
             counters=self.instance.counters,
             events=self.events,
         )
+        self._name = name
+        self._scripts = scripts
         self._renewals = Renewals(
             self._io.execute, clock, lease=settings.lease, name=f"{name}:renewals", emit=self.events.emit
         )
         self._dependencies = Dependencies()
         self._background = Background(f"{name}:load")
         self._start_lock = threading.RLock()  # a signal handler may close what its thread is just starting
-        self._started = False
-        self._checked = settings.shards == 1
+        self.started = False
+        self.checked = settings.shards == 1
         self.closed = False
+        self._attached: set[Attached] = set()
 
     def run(self, operation: Operation[T]) -> T:
         """Run an operation to its end with threads: the driver of the generators."""
-        if not self._started:
+        if not self.started:
             self.start()
-        if not self._checked:
-            self._check_namespace()
-        if self._subscriber.fatal is not None:
-            raise self._subscriber.fatal
+        if not self.checked:
+            self._io.execute(CHECK_NAMESPACE)
+            self.checked = True
+        self.raise_fatal()
         return self._drive(operation)
 
     def _drive(self, operation: Operation[T]) -> T:
@@ -159,13 +175,10 @@ class Runtime:
                         with tracer(self.instance_id, requests):
                             replies = self._answer(requests)
                 except BaseException as error:  # noqa: BLE001  # every failure is the operation's to judge
-                    if isinstance(error, CacheUnavailable):
-                        self.instance.counters.errors += 1
-                        self.events.emit(CommandFailed(str(error), error.maybe_applied))
+                    self.note_failure(error)
                     requests = operation.throw(error)
                 else:
-                    if self._subscriber.pausing:
-                        self._subscriber.wake()
+                    self.note_answer()
                     requests = operation.send(replies)
         except StopIteration as stop:
             result: T = stop.value
@@ -183,16 +196,19 @@ class Runtime:
         """Do what an operation asks of the front: call a loader, wait, begin something in the background (P11)."""
         match request:
             case LoadRequest():
-                if self.closed:
-                    raise CacheUnavailable("the cache is closed")
-                with self._dependencies.loading(request.flights), self._renewals.holding(request.leases):
-                    return Loaded(request.load())
+                with self.loading(request):
+                    value = request.load()
+                    if inspect.iscoroutine(value):
+                        value.close()
+                        raise ConfigError("loader", "must be no coroutine function here: see cache.aio")
+                    return Loaded(value)
             case WaitRequest():
                 waiter = request.waiter
                 if waiter is not None and not waiter.woken:
                     event = threading.Event()
                     waiter.listen(event.set)
-                    with self._dependencies.waiting(request.flight):
+                    with self.waiting(request):
+                        _refuse_to_block(request.flight)
                         event.wait(None if request.until == inf else max(0.0, request.until - clock()))
                 return Woken(waiter is not None and waiter.woken, clock())
             case SpawnRequest():
@@ -206,7 +222,7 @@ class Runtime:
         Returns:
             False if there is no thread for it.
         """
-        return self._background.run(partial(copy_context().run, self._run_alone, operation))
+        return self._background.run(partial(self._run_alone, operation))
 
     def _run_alone(self, operation: Operation[Any]) -> None:
         # Whoever began it has passed the checks. If another one refused it here, its flight would never end.
@@ -218,6 +234,92 @@ class Runtime:
             self.events.emit(InternalError("background load", type(error).__name__, str(error)))
             self.events.drain()
 
+    # -- for drivers of its operations -----------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start if need be, and pass the checks that need no Redis.
+
+        Raises:
+            CacheUnavailable: the cache is closed.
+            NamespaceMismatch: the namespace was created with other settings.
+        """
+        if not self.started:
+            self.start()
+        self.raise_fatal()
+
+    def raise_fatal(self) -> None:
+        """Raise what will never be otherwise."""
+        if self._subscriber.fatal is not None:
+            raise self._subscriber.fatal
+
+    def note_failure(self, error: BaseException) -> None:
+        """Count and tell that Redis refused something or is away, if that is what it is."""
+        if isinstance(error, CacheUnavailable):
+            self.instance.counters.errors += 1
+            self.events.emit(CommandFailed(str(error), error.maybe_applied))
+
+    def note_answer(self) -> None:
+        """Tell the subscriber that Redis answers again, if it has not found out yet."""
+        if self._subscriber.pausing:
+            self._subscriber.wake()
+
+    @contextlib.contextmanager
+    def loading(self, request: LoadRequest) -> Iterator[None]:
+        """Run a loader in the block: its leases are renewed until the end of it.
+
+        Raises:
+            CacheUnavailable: the cache is closed.
+        """
+        if self.closed:
+            raise CacheUnavailable("the cache is closed")
+        with self._dependencies.loading(request.flights), self._renewals.holding(request.leases):
+            yield
+
+    def waiting(self, request: WaitRequest) -> contextlib.AbstractContextManager[None]:
+        """Wait in the block, for a flight perhaps.
+
+        Raises:
+            LoaderDeadlock: it would never end.
+        """
+        return self._dependencies.waiting(request.flight)
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[Waiter]:
+        """Yield a waiter that is woken when the stream's state changes."""
+        waiter = self._subscriber.watch()
+        try:
+            yield waiter
+        finally:
+            self._subscriber.ignore(waiter)
+
+    def asynchronous(self) -> AsyncIO:
+        """Make what runs requests on the running event loop."""
+        return AsyncIO(self._endpoint, self._scripts, clock, name=self._name, server=lambda: self._pool.server)
+
+    def attach(self, attached: Attached) -> None:
+        """Close something together with this.
+
+        Raises:
+            CacheUnavailable: the cache is closed.
+        """
+        with self._start_lock:
+            if self.closed:
+                raise CacheUnavailable("the cache is closed")
+            self._attached.add(attached)
+
+    def detach(self, attached: Attached) -> None:
+        """Leave something alone that was attached."""
+        with self._start_lock:
+            self._attached.discard(attached)
+
+    @property
+    def attached(self) -> Iterable[Attached]:
+        """What is closed together with this."""
+        with self._start_lock:
+            return tuple(self._attached)
+
+    # -- from beginning to end -------------------------------------------------------------------------------------
+
     def start(self) -> None:
         """Start the subscriber thread, once.
 
@@ -227,12 +329,12 @@ class Runtime:
         with self._start_lock:
             if self.closed:
                 raise CacheUnavailable("the cache is closed")
-            if self._started:
+            if self.started:
                 return
-            self._started = True
+            self.started = True
             self.instance.set_trace(self.events.traces())
             if self.settings.local_enabled:
-                self._started = self._subscriber.start()
+                self.started = self._subscriber.start()
         _close_with_child()
 
     def wait(self, predicate: Callable[[], bool], timeout: float) -> bool:
@@ -243,27 +345,39 @@ class Runtime:
         """
         self.start()
         if not self.settings.local_enabled:
-            self._check_namespace()
+            self._io.execute(CHECK_NAMESPACE)
+            self.checked = True
             return True
-        ready = self._subscriber.wait(predicate, timeout if self._started else 0.0)
-        if not ready and self._subscriber.fatal is not None:
-            raise self._subscriber.fatal
+        ready = self._subscriber.wait(predicate, timeout if self.started else 0.0)
+        if not ready:
+            self.raise_fatal()
         return ready
 
     def close(self) -> None:
         """Stop the thread and close the connections. Idempotent; a runtime of another process is left alone."""
+        if self.begin_close():
+            self.end_close()
+
+    def begin_close(self) -> bool:
+        """Begin nothing more and stop the thread; return whether this was not closed yet."""
         if self.pid != os.getpid():
-            return
+            return False
         with self._start_lock:
             if self.closed:
-                return
+                return False
             self.closed = True
-        if self._started and self.settings.local_enabled:
+        if self.started and self.settings.local_enabled:
             self._leave(connected=self._pool.server is not None)
         self.instance.wake_all()  # they ask again, and find it closed
+        return True
+
+    def end_close(self) -> None:
+        """Wait for what goes on in the background, and close the connections."""
         self._background.stop(self.settings.timeout)
         self._renewals.stop(self.settings.timeout + 1)
         self._pool.close()
+        for attached in self.attached:
+            attached.close()
         self.instance.wake_all()  # who has begun to wait meanwhile
         self.instance.clear_local()
         self.events.close()
@@ -280,10 +394,15 @@ class Runtime:
             with contextlib.suppress(CoherentCacheError):
                 self._io.execute([LeaveRequest(shard.index) for shard in self.instance.shards])
 
-    def _check_namespace(self) -> None:
-        """Compare the settings with shard 0's, which every number of shards has, before another shard is touched."""
-        self._io.execute([ReadRequest(0, (b"-",))])
-        self._checked = True
+
+def _refuse_to_block(flight: Flight | None) -> None:
+    """Refuse to block an event loop that is to go on before the wait can end.
+
+    Raises:
+        LoaderDeadlock: this thread runs the loop that leads the flight.
+    """
+    if flight is not None and flight.home is not None and flight.home is asyncio._get_running_loop():  # noqa: SLF001
+        raise LoaderDeadlock(flight.key)
 
 
 _runtimes: weakref.WeakSet[RuntimeHolder] = weakref.WeakSet()
@@ -302,8 +421,14 @@ class _Current:
 class RuntimeHolder:
     """Holds the runtime of the present process for the fronts that share it; closes it when all of them are gone."""
 
-    def __init__(self, make: Callable[[], Runtime]) -> None:
-        """Make the first runtime; ``make`` makes one for the present process."""
+    def __init__(self, make: Callable[[], Runtime], callbacks: dict[int, Callable[[Event], None]]) -> None:
+        """Make the first runtime.
+
+        Args:
+            make: makes a runtime for the present process.
+            callbacks: who gets events.
+        """
+        self.callbacks = callbacks
         self._make = make
         self._current = _Current(make())
         self._fronts: list[weakref.WeakMethod[Callable[[Runtime], None]]] = []
@@ -313,7 +438,7 @@ class RuntimeHolder:
     def attach(self, adopt: weakref.WeakMethod[Callable[[Runtime], None]]) -> None:
         """Tell a front which runtime there is, now and whenever there is another one."""
         self._fronts.append(adopt)
-        self._tell()
+        self._tell(adopt)
 
     def replace(self) -> None:
         """In a forked child: leave everything of the parent alone and begin anew (P13).
@@ -324,17 +449,17 @@ class RuntimeHolder:
         tracer = self._current.runtime.tracer
         self._current.runtime = self._make()
         self._current.runtime.tracer = tracer
-        self._tell()
+        for adopt in self._fronts:
+            self._tell(adopt)
 
     def close(self) -> None:
         """Close the runtime of the present process."""
         self._current.close()
 
-    def _tell(self) -> None:
-        for adopt in self._fronts:
-            method = adopt()
-            if method is not None:
-                method(self._current.runtime)
+    def _tell(self, adopt: weakref.WeakMethod[Callable[[Runtime], None]]) -> None:
+        method = adopt()
+        if method is not None:
+            method(self._current.runtime)
 
 
 def _after_fork_in_child() -> None:

@@ -65,6 +65,7 @@ class LoadCall(NamedTuple):
         options: its options.
         asked_at: local clock when it asked, in seconds.
         least: the value must not be older than this version.
+        home: the event loop that the caller belongs to, as the front names it; None for a thread.
     """
 
     key: str
@@ -72,6 +73,7 @@ class LoadCall(NamedTuple):
     options: LoadOptions
     asked_at: float
     least: Version | None = None
+    home: object = None
 
 
 def get_or_set(instance: Instance, call: LoadCall) -> Operation[Result | None]:
@@ -125,7 +127,7 @@ def _get_or_set(instance: Instance, call: LoadCall) -> Operation[Result | None]:
     remembered = None if options.error_ttl is None else instance.flights.error_of(key, call.asked_at)
     if remembered is not None:
         raise LoaderError(remembered)
-    flight, waiter, early = instance.flights.join(key)
+    flight, waiter, early = instance.flights.join(key, call.home)
     if waiter is None:
         operation = _fly(instance, shard, call, flight)
         if not options.timed:
@@ -169,7 +171,10 @@ def _follow(
     kept = None if options.soft_timeout is None else shard.last_known(call.key, call.asked_at, call.least)
     if kept is not None and options.soft_timeout is not None:
         ends = call.asked_at + options.soft_timeout
-    (woken,) = yield (WaitRequest(waiter, ends, flight),)
+    try:
+        (woken,) = yield (WaitRequest(waiter, ends, flight),)
+    finally:
+        instance.flights.leave(flight, waiter)
     assert isinstance(woken, Woken)
     if not flight.done:
         if kept is not None:

@@ -34,9 +34,11 @@ Loader = Callable[[list[str]], Mapping[str, Any]]
 
 
 def get_or_set_many(
-    instance: Instance, keys: Sequence[str], loader: Loader, options: LoadOptions
+    instance: Instance, keys: Sequence[str], loader: Loader, options: LoadOptions, home: object = None
 ) -> Operation[dict[str, Any]]:
     """Read keys from Redis; load those that are nowhere, by one call of the loader. MISSING: there is no such thing.
+
+    ``home`` is that of the flights, see :class:`coherent_cache.core.waiting.Flight`.
 
     Raises:
         Exception: what the loader raised.
@@ -51,13 +53,18 @@ def get_or_set_many(
         values.update((key, hit[0]) for key, hit in found.items())
         missing = [key for key in missing if key not in values]
         if missing:
-            values |= yield from _round(instance, missing, loader, options, patience)
+            values |= yield from _round(instance, missing, loader, options, patience, home)
             missing = [key for key in missing if key not in values]
     return values
 
 
 def _round(
-    instance: Instance, keys: Sequence[str], loader: Loader, options: LoadOptions, patience: Patience
+    instance: Instance,
+    keys: Sequence[str],
+    loader: Loader,
+    options: LoadOptions,
+    patience: Patience,
+    home: object,
 ) -> Operation[dict[str, Any]]:
     """Load what nobody else is loading, then wait for those who load the rest; return what is known now."""
     flights = instance.flights
@@ -65,17 +72,17 @@ def _round(
     values: dict[str, Any] = {}
     waits: list[WaitRequest] = []
     registered: list[tuple[Shard, str, Waiter]] = []
-    joined: list[Flight] = []
+    joined: list[tuple[Flight, Waiter]] = []
     try:
         for key in keys:
-            flight, waiter, _ = flights.join(key)
+            flight, waiter, _ = flights.join(key, home)
             if waiter is None:
                 mine[key] = flight
                 shard = instance.shard_of(instance.facts(key)[0])
                 registered.append((shard, key, shard.await_key(key)))
             else:
                 waits.append(WaitRequest(waiter, inf, flight))
-                joined.append(flight)
+                joined.append((flight, waiter))
         try:
             if mine:
                 values = yield from _lead(instance, mine, registered, loader, options, patience, waits)
@@ -85,13 +92,15 @@ def _round(
         _end(instance, mine)
         for wait in waits:
             yield (wait,)
-        for flight in joined:
+        for flight, _ in joined:
             if flight.error is not None:
                 raise _plain(flight.error)
     finally:
         _end(instance, mine)  # also of those that were interrupted before they asked for anything
         for shard, key, waiter in registered:
             shard.stop_waiting(key, waiter)
+        for flight, waiter in joined:
+            flights.leave(flight, waiter)
     return values
 
 

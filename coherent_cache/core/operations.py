@@ -9,8 +9,9 @@ answer makes its keys distrusted before the error leaves (review A8).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import repeat
 from math import inf
 from typing import Any, Final, NamedTuple, NoReturn
@@ -25,6 +26,8 @@ from coherent_cache.core.requests import (
     Condition,
     DeleteRequest,
     FloorRequest,
+    Loaded,
+    LoadRequest,
     Operation,
     ReadReply,
     ReadRequest,
@@ -443,7 +446,8 @@ def update(
     Args:
         instance: the instance.
         key: user key.
-        fn: makes the new value from the present one; may be called several times; MISSING deletes.
+        fn: makes the new value from the present one; may be called several times; MISSING deletes. The front is asked
+            to await what is awaitable.
         default: what ``fn`` gets if the key is absent.
         ttl: seconds until Redis forgets it; None for never.
         tags: tags.
@@ -458,6 +462,10 @@ def update(
         found = yield from read_one(instance, key, replies)
         epoch = replies[-1].epoch
         value = fn(default if found is None else found.value)
+        if isinstance(value, Awaitable):
+            (awaited,) = yield (LoadRequest(partial(_same, value), ()),)
+            assert isinstance(awaited, Loaded)
+            value = awaited.value
         condition = Condition(epoch, 0 if found is None else found.version.seq)
         try:
             if value is not MISSING:
@@ -470,6 +478,10 @@ def update(
         else:
             return value
     raise AssertionError("unreachable: attempts >= 1")
+
+
+def _same(value: object) -> object:
+    return value
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------

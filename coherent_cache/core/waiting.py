@@ -123,22 +123,25 @@ class Flight:
         payload: what the loader returned, in this instance's codec; None if it is not known or there is no such thing.
         nothing: whether the loader said that there is no such thing.
         runner: whoever is just running its loader, as the front names them: no loader may wait for itself.
+        home: the event loop whose task leads it, as the front names it; None for a thread. Who blocks that loop must
+            not wait for it.
         interruption: what interrupted its thread, such as SystemExit: for the caller alone that had it run in the
             background.
     """
 
-    __slots__ = ("begun", "done", "error", "interruption", "key", "nothing", "payload", "runner", "waiters")
+    __slots__ = ("begun", "done", "error", "home", "interruption", "key", "nothing", "payload", "runner", "waiters")
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, home: object = None) -> None:
         self.key = key
+        self.home = home
         self.begun = False
         self.done = False
         self.error: Exception | None = None
         self.payload: bytes | None = None
         self.nothing = False
         self.interruption: BaseException | None = None
-        self.runner: int | None = None
-        self.waiters: list[Waiter] = []
+        self.runner: object = None
+        self.waiters: dict[Waiter, None] = {}
 
 
 class Flights:
@@ -157,8 +160,8 @@ class Flights:
         """Loads under way."""
         return len(self._flights)
 
-    def join(self, key: str) -> tuple[Flight, Waiter | None, bool]:
-        """Join the flight of a key, or begin one.
+    def join(self, key: str, home: object = None) -> tuple[Flight, Waiter | None, bool]:
+        """Join the flight of a key, or begin one, with its ``home``.
 
         Returns:
             The flight; a waiter, None for who begins it and must end it; whether it had not begun to load yet.
@@ -166,10 +169,10 @@ class Flights:
         with self._lock:
             flight = self._flights.get(key)
             if flight is None:
-                flight = self._flights[key] = Flight(key)
+                flight = self._flights[key] = Flight(key, home)
                 return flight, None, True
             waiter = Waiter()
-            flight.waiters.append(waiter)
+            flight.waiters[waiter] = None
             return flight, waiter, not flight.begun
 
     def attend(self, flight: Flight) -> Waiter:
@@ -178,8 +181,14 @@ class Flights:
             waiter = Waiter()
             if flight.done:
                 waiter.woken = True
-            flight.waiters.append(waiter)
+            flight.waiters[waiter] = None
             return waiter
+
+    def leave(self, flight: Flight, waiter: Waiter) -> None:
+        """Wait no longer."""
+        if not flight.done:
+            with self._lock:
+                flight.waiters.pop(waiter, None)
 
     def begin_load(self, flight: Flight) -> None:
         """Note that the loader is being called."""
@@ -202,7 +211,7 @@ class Flights:
             flight.payload, flight.nothing, flight.error, flight.done = payload, nothing, error, True
             flight.interruption = interruption
             del self._flights[flight.key]
-            waiters = flight.waiters
+            waiters = tuple(flight.waiters)
         for waiter in waiters:
             waiter.wake()
 

@@ -44,6 +44,12 @@ def memory_connection(name: str) -> tuple[type[redis.Connection], dict[str, Any]
     return fakeredis.FakeRedisConnection, {"server": server, "db": 0, "protocol": 3, "decode_responses": False}
 
 
+def fake_connection_class() -> type[redis.Connection]:
+    """Return fakeredis' class of connections for threads."""
+    cls: type[redis.Connection] = _import_fakeredis().FakeRedisConnection
+    return cls
+
+
 def forget_server(name: str) -> None:
     """Let go of the server called ``name`` and its data, if there is one; caches that still use it keep it."""
     with _lock:

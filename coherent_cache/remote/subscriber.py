@@ -28,6 +28,7 @@ from coherent_cache.config import Settings
 from coherent_cache.core.session import Command, Receipt, Session, Subscribe, Sync
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.stats import Counters
+from coherent_cache.core.waiting import Waiter
 from coherent_cache.errors import CacheUnavailable, CoherentCacheError, NamespaceMismatch
 from coherent_cache.events import Event, InternalError, SubscriberConnected, SubscriberLost
 from coherent_cache.remote.connection import ReplyError, pack
@@ -124,6 +125,7 @@ class Subscriber:
         self._replays = True
         self._thread: threading.Thread | None = None
         self._settled = threading.Condition()
+        self._watchers: set[Waiter] = set()
         self.pausing = False
         """Whether the thread waits before another attempt to connect."""
         self.fatal: CoherentCacheError | None = None
@@ -164,6 +166,18 @@ class Subscriber:
         """Wait until ``predicate`` holds, looked at whenever something changed; return whether it does."""
         with self._settled:
             return self._settled.wait_for(lambda: predicate() or self.fatal is not None, timeout) and predicate()
+
+    def watch(self) -> Waiter:
+        """Return a waiter that is woken when something changed; :meth:`ignore` must follow."""
+        waiter = Waiter()
+        with self._settled:
+            self._watchers.add(waiter)
+        return waiter
+
+    def ignore(self, waiter: Waiter) -> None:
+        """Forget a waiter."""
+        with self._settled:
+            self._watchers.discard(waiter)
 
     # -- the thread ------------------------------------------------------------------------------------------------
 
@@ -297,6 +311,8 @@ class Subscriber:
     def _settle(self) -> None:
         with self._settled:
             self._settled.notify_all()
+            for waiter in self._watchers:
+                waiter.wake()
         self._events.drain()
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any, Final
+from typing import Any
 
 import redis
 
-from coherent_cache.core.requests import LeaveRequest, MembersRequest, ReadRequest, Reply, Request
+from coherent_cache.core.requests import Reply, Request
 from coherent_cache.errors import CacheUnavailable
-from coherent_cache.remote.connection import CommandConnection, ConnectionLost, ReplyError, connect
-from coherent_cache.remote.scripts import Call, PlainCall, ReadCall, ScriptCall, Scripts, StoreCall
+from coherent_cache.remote.connection import CommandConnection, ConnectionLost, connect
+from coherent_cache.remote.exchange import Exchange, change_values, judged_by_script, packed_again
+from coherent_cache.remote.scripts import Call, PlainCall, ScriptCall, Scripts
 from coherent_cache.remote.topology import Endpoint
-
-_CHANGE_NO_VALUES: Final = frozenset((ReadRequest, MembersRequest, LeaveRequest))
 
 
 class ConnectionPool:
@@ -118,7 +117,7 @@ class ConnectionPool:
             self._idle.put(None)
 
 
-class SyncIO:
+class SyncIO(Exchange):
     """Runs requests: one pipelined round trip per call."""
 
     def __init__(self, endpoint: Endpoint, scripts: Scripts, pool: ConnectionPool, clock: Callable[[], float]) -> None:
@@ -130,10 +129,8 @@ class SyncIO:
             pool: the connections.
             clock: local clock in seconds.
         """
-        self._endpoint = endpoint
-        self._scripts = scripts
+        super().__init__(endpoint, scripts, clock)
         self._pool = pool
-        self._clock = clock
 
     def execute(self, requests: Sequence[Request]) -> list[Reply]:
         """Send requests in one go and return their replies, in order.
@@ -143,21 +140,10 @@ class SyncIO:
             NamespaceMismatch: the namespace was created with other settings. Nothing was done.
         """
         calls = [self._scripts.call(request) for request in requests]
-        writes = type(requests[0]) not in _CHANGE_NO_VALUES  # reads and writes are never sent together
+        writes = change_values(requests)
         answers, server, sent_at = self._exchange(calls, writes=writes)
-        replies = []
-        for call, answer in zip(calls, answers, strict=True):
-            try:
-                replies.append(call.parse(answer, server, sent_at))
-            except ReplyError as error:
-                if isinstance(call, ReadCall) and error.code == "OOM":
-                    # Out of memory, Redis queues no command of a transaction, not even reads; scripts may read.
-                    return self.execute([request._replace(judge_tags=True) for request in _reads(requests)])
-                raise self._refusal(error, write=writes) from error
-            except (TypeError, ValueError, IndexError) as error:
-                message = "Redis answered something that is no answer to our commands"
-                raise CacheUnavailable(message, maybe_applied=writes) from error
-        return replies
+        replies = self._replies(calls, answers, server, sent_at, writes=writes)
+        return self.execute(judged_by_script(requests)) if replies is None else replies
 
     def ask(self, call: ScriptCall | PlainCall) -> tuple[Any, str]:
         """Run one call; return the raw answer (or ReplyError) and the run id of the server that gave it.
@@ -167,13 +153,6 @@ class SyncIO:
         """
         answers, server, _ = self._exchange([call], writes=False)
         return answers[0][-1], server
-
-    def _refusal(self, error: ReplyError, *, write: bool) -> Exception:
-        """Return our error for an error answer."""
-        return self._scripts.error(error) or CacheUnavailable(
-            f"Redis at {self._endpoint.description} refused: {error}",
-            maybe_applied=write and not self._scripts.refused_before_any_write(error),
-        )
 
     def _exchange(self, calls: Sequence[Call], *, writes: bool) -> tuple[list[list[Any]], str, float]:
         """Send calls; return the replies of each, the server's run id and the local clock before sending.
@@ -191,22 +170,12 @@ class SyncIO:
                 replies = iter(connection.exchange(packed, sum(call.replies for call in calls)))
                 answers = [[next(replies) for _ in range(call.replies)] for call in calls]
             for at, call in enumerate(calls):
-                first = answers[at][0]
-                if (
-                    isinstance(first, ReplyError)
-                    and first.code == "NOSCRIPT"
-                    and isinstance(call, ScriptCall | StoreCall)
-                ):
-                    answers[at] = connection.exchange(call.packed_with_text(), 1)
+                text = packed_again(call, answers[at])
+                if text is not None:
+                    answers[at] = connection.exchange(text, 1)
             sound = True
         except ConnectionLost as error:
-            raise CacheUnavailable(
-                f"the connection to Redis at {self._endpoint.description} failed: {error}", maybe_applied=writes
-            ) from error
+            raise self._lost(error, writes=writes) from error
         finally:
             self._pool.release(connection, sound=sound)
         return answers, connection.server, sent_at
-
-
-def _reads(requests: Sequence[Request]) -> list[ReadRequest]:
-    return [request for request in requests if isinstance(request, ReadRequest)]

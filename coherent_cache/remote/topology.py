@@ -7,18 +7,27 @@ reconnects, explicit time-outs, and each one knows which server process it leads
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
 import redis
+import redis.asyncio.connection as asynchronous
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection, Connection, parse_url
+from redis.connection import (
+    AbstractConnection,
+    Connection,
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
 from redis.retry import Retry
 
 try:
@@ -29,7 +38,7 @@ except ImportError:  # redis-py < 6.4
 from coherent_cache.config import Settings
 from coherent_cache.errors import ConfigError
 from coherent_cache.remote.embedded import embedded_url
-from coherent_cache.remote.memory import memory_connection
+from coherent_cache.remote.memory import fake_connection_class, memory_connection
 
 _KEPT_KWARGS: Final = frozenset(
     {
@@ -42,6 +51,15 @@ _KEPT_KWARGS: Final = frozenset(
 
 _SERVER: Final = "coherent_cache_server"
 """Attribute that a connection's server is noted under."""
+
+_ASYNCHRONOUS: Final = {
+    Connection: asynchronous.Connection,
+    SSLConnection: asynchronous.SSLConnection,
+    UnixDomainSocketConnection: asynchronous.UnixDomainSocketConnection,
+}
+"""redis-py's classes for threads, and the same for event loops."""
+
+_SYNCHRONOUS: Final = {cls: counterpart for counterpart, cls in _ASYNCHRONOUS.items()}
 
 _LATER: Final = ("redis+sentinel", "redis+cluster")
 
@@ -56,6 +74,8 @@ class Endpoint:
         database: number of the database.
         description: where it is, for messages: never with user or password.
         note: what the user should know about a server that was started for them; empty if nothing.
+        in_memory: whether it is a fakeredis of this process: it answers at once.
+        introduced: whether the user has a function of their own that introduces connections.
     """
 
     connection_class: type[AbstractConnection]
@@ -63,6 +83,8 @@ class Endpoint:
     database: int
     description: str
     note: str = ""
+    in_memory: bool = False
+    introduced: bool = False
 
     def connect(self, *, name: str, protocol: int | None = None) -> AbstractConnection:
         """Make a connected, authenticated connection that knows its server.
@@ -86,6 +108,36 @@ class Endpoint:
         connection = self.connection_class(**kwargs)
         _made.add(connection)
         return connection
+
+    def check_asynchronous(self) -> None:
+        """Check that event loops can connect to it.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        if self.in_memory:
+            return
+        if self.introduced:
+            raise ConfigError("url", "a redis_connect_func cannot serve threads and event loops alike; give a URL")
+        cls = _ASYNCHRONOUS.get(self.connection_class)
+        if cls is None:
+            raise ConfigError("url", f"redis.asyncio has no counterpart of {self.connection_class.__qualname__}")
+        known = inspect.signature(cls).parameters
+        for option in self.kwargs:
+            if option.startswith("ssl_") and option not in known:
+                raise ConfigError("url", f"redis.asyncio knows no option {option}")
+
+    def make_asynchronous(self, *, name: str) -> asynchronous.AbstractConnection:
+        """Make a connection for the running event loop that is not connected yet.
+
+        Its server is not noted; :func:`run_id_of` finds it in the answer to ``INFO server``.
+        """
+        kwargs = self.kwargs | {"client_name": name, "retry": AsyncRetry(NoBackoff(), 0)}
+        del kwargs["redis_connect_func"]
+        if "maint_notifications_config" not in inspect.signature(asynchronous.AbstractConnection).parameters:
+            kwargs.pop("maint_notifications_config", None)
+        cls: type[asynchronous.AbstractConnection] = _ASYNCHRONOUS[self.connection_class]
+        return cls(**kwargs)
 
 
 _made: Final[WeakSet[AbstractConnection]] = WeakSet()
@@ -111,7 +163,7 @@ def resolve(source: object, settings: Settings) -> Endpoint:
 
     Args:
         source: a URL (``redis://``, ``rediss://``, ``unix://``, ``memory://name``, ``embedded://name``), or a client
-            of redis-py or fakeredis, of which the options are taken and no connection.
+            of redis-py or fakeredis, synchronous or asyncio's, of which the options are taken and no connection.
         settings: settings of the instance.
 
     Raises:
@@ -119,16 +171,27 @@ def resolve(source: object, settings: Settings) -> Endpoint:
     """
     if isinstance(source, str):
         return _from_url(source, settings)
-    if isinstance(source, redis.Redis):
+    if isinstance(source, redis.Redis | redis.asyncio.Redis):
         pool = source.connection_pool
-        cls, kwargs = pool.connection_class, dict(pool.connection_kwargs)
+        cls, kwargs = _synchronous(pool.connection_class), dict(pool.connection_kwargs)
         if "connection_pool" in kwargs or "service_name" in vars(pool):
             raise ConfigError("url", "a Sentinel-managed client is not supported yet; give the master's URL")
         return _endpoint(cls, kwargs, settings)
-    if isinstance(source, redis.RedisCluster):
+    if isinstance(source, redis.RedisCluster | redis.asyncio.RedisCluster):
         raise ConfigError("url", "Redis Cluster is not supported yet; give a single server's URL or client")
     kind = f"{type(source).__module__}.{type(source).__name__}"
-    raise ConfigError("url", f"must be a URL or a synchronous client of redis-py, not {kind}")
+    raise ConfigError("url", f"must be a URL or a client of redis-py, not {kind}")
+
+
+def _synchronous(cls: type[Any]) -> type[AbstractConnection]:
+    """Return the class of connections for threads that goes with a client's class."""
+    if issubclass(cls, AbstractConnection):
+        return cls
+    if cls in _SYNCHRONOUS:
+        return _SYNCHRONOUS[cls]
+    if cls.__module__.startswith("fakeredis."):
+        return fake_connection_class()
+    raise ConfigError("url", f"there is no counterpart for threads of the client's {cls.__qualname__}")
 
 
 def _from_url(url: str, settings: Settings) -> Endpoint:
@@ -169,14 +232,14 @@ def _harmless(error: ValueError) -> str:
 def _in_memory(name: str, settings: Settings) -> Endpoint:
     cls, kwargs = memory_connection(name)
     endpoint = _endpoint(cls, kwargs | {"protocol": 2}, settings)
-    return Endpoint(endpoint.connection_class, endpoint.kwargs, endpoint.database, f"memory://{name}")
+    return replace(endpoint, description=f"memory://{name}")
 
 
 def _embedded(name: str, settings: Settings) -> Endpoint:
     server = embedded_url(name)
     endpoint = _from_url(server.url, settings)
     note = f"{server.kind} {server.version}"
-    return Endpoint(endpoint.connection_class, endpoint.kwargs, endpoint.database, f"embedded://{name}", note)
+    return replace(endpoint, description=f"embedded://{name}", note=note)
 
 
 def _endpoint(cls: type[AbstractConnection], kwargs: dict[str, Any], settings: Settings) -> Endpoint:
@@ -185,6 +248,11 @@ def _endpoint(cls: type[AbstractConnection], kwargs: dict[str, Any], settings: S
         # redis-py's own default (5 s) cannot be told from a choice of 5 s: `timeout` counts unless it is another.
         if kept.get(option) in (None, 5, 5.0):
             kept[option] = settings.timeout
+    introduce = kept.get("redis_connect_func")
+    if inspect.iscoroutinefunction(introduce):
+        raise ConfigError(
+            "url", "the client's redis_connect_func is a coroutine function: the cache's thread has no use"
+        )
     protocol = kept.get("protocol") or 3
     if str(protocol) not in ("2", "3"):
         raise ConfigError("url", "protocol must be 2 or 3, the version of RESP")
@@ -193,13 +261,20 @@ def _endpoint(cls: type[AbstractConnection], kwargs: dict[str, Any], settings: S
         "decode_responses": False,
         "retry": Retry(NoBackoff(), 0),
         "health_check_interval": 0,
-        "redis_connect_func": _introduce(kept.get("redis_connect_func")),
+        "redis_connect_func": _introduce(introduce),
     }
     if MaintNotificationsConfig is not None:
         kept["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
     database = int(kept.get("db") or 0)
     where = kept.get("path") or f"{kept.get('host', 'localhost')}:{kept.get('port', 6379)}"
-    return Endpoint(cls, kept, database, f"{where}/{database}")
+    return Endpoint(
+        cls,
+        kept,
+        database,
+        f"{where}/{database}",
+        in_memory=cls.__module__.startswith("fakeredis."),
+        introduced=introduce is not None,
+    )
 
 
 def _introduce(user_function: Callable[[Any], None] | None) -> Callable[[AbstractConnection], None]:
@@ -220,14 +295,28 @@ def _ask_run_id(connection: AbstractConnection) -> str:
         connection.send_command("INFO", "server")
         info = connection.read_response(disable_decoding=True)
     except redis.exceptions.NoPermissionError as error:
-        raise redis.exceptions.NoPermissionError(
-            f"{error}; this user needs the right to run INFO: ACL SETUSER <user> +info"
-        ) from None
+        raise may_not_ask(error) from None
     except redis.ResponseError as error:
         if "unknown" not in str(error).lower():
             raise
         # A server without INFO: fakeredis. It has no failover either, so one name for it is enough.
         return f"no-info:{id(connection.__dict__.get('_server'))}"
+    return run_id_of(info)
+
+
+def may_not_ask(error: redis.RedisError) -> redis.RedisError:
+    """Return what to raise if a user may not ask for the run id."""
+    return redis.exceptions.NoPermissionError(
+        f"{error}; this user needs the right to run INFO: ACL SETUSER <user> +info"
+    )
+
+
+def run_id_of(info: Any) -> str:
+    """Find the run id in an answer to ``INFO server``.
+
+    Raises:
+        redis.ResponseError: it shows none.
+    """
     for line in bytes(info).splitlines():
         if line.startswith(b"run_id:"):
             return line.removeprefix(b"run_id:").decode("ascii")

@@ -767,7 +767,8 @@ def test_leases_are_given_up_in_one_round_trip(cache, monkeypatch):
     assert execute.call_count == 1, "each attempt may take as long as the time-out"
 
 
-def test_get_or_set_many_asks_for_1000_at_a_time(cache, monkeypatch):
+def test_get_or_set_many_asks_for_1000_at_a_time(make, monkeypatch):
+    cache = make(lease=60)
     execute = Mock(wraps=cache._runtime._io.execute)
     monkeypatch.setattr(cache._runtime._io, "execute", execute)
     keys = [f"k{number}" for number in range(2001)]

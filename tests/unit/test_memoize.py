@@ -276,8 +276,8 @@ def generator():
     ("function", "options", "says"),
     [
         (7, {}, "cached: decorates functions, not int"),
-        (coroutine, {}, "coroutine function"),
-        (async_generator, {}, "coroutine function"),
+        (coroutine, {}, "use AsyncCoherentCache"),
+        (async_generator, {}, "generator function"),
         (generator, {}, "generator function"),
         (lambda product: product, {}, "key: is needed for a lambda"),
         (functools.partial(price, 7), {}, "key: is needed for a lambda or other callable"),

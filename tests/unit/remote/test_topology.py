@@ -237,9 +237,19 @@ def client(**options) -> redis.Redis:
         (redis.StrictRedis(host="h"), Connection, "h:6379/0", {}),
         (redis.Redis(connection_pool=redis.BlockingConnectionPool(host="h")), Connection, "h:6379/0", {}),
         (redis.Redis(connection_pool=redis.ConnectionPool()), Connection, "localhost:6379/0", {}),
+        (redis.asyncio.Redis(host="h", db=3), Connection, "h:6379/3", {"host": "h", "db": 3}),
+        (redis.asyncio.Redis(host="h", ssl=True, ssl_ca_certs="/ca.pem"), SSLConnection, "h:6379/0", {}),
+        (redis.asyncio.Redis(unix_socket_path="/s", password=SECRET), UnixDomainSocketConnection, "/s/0", {}),
+        (redis.asyncio.Redis.from_url("redis://h:7000/1"), Connection, "h:7000/1", {"port": 7000}),
+        (
+            fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer(), host="h"),
+            fakeredis.FakeRedisConnection,
+            "h:6379/0",
+            {},
+        ),
     ],
 )
-def test_every_kind_of_synchronous_client(source, kind, description, some):
+def test_every_kind_of_client(source, kind, description, some):
     found = endpoint(source)
 
     assert found.connection_class is kind
@@ -325,14 +335,27 @@ def sentinel() -> redis.sentinel.Sentinel:
     return redis.sentinel.Sentinel([("h", 26379)], password=SECRET)
 
 
+class Strange(redis.asyncio.Connection):
+    pass
+
+
+async def introduce(connection):
+    pass
+
+
+def asynchronous(**options):
+    return redis.asyncio.Redis(connection_pool=redis.asyncio.ConnectionPool(host="h", **options))
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [
         (sentinel().master_for("service"), "Sentinel-managed client is not supported yet; give the master's URL"),
         (sentinel().slave_for("service"), "Sentinel-managed client is not supported yet"),
         (object.__new__(redis.RedisCluster), "Redis Cluster is not supported yet; give a single server's URL"),
-        (redis.asyncio.Redis(host="h"), "a URL or a synchronous client of redis-py, not redis.asyncio.client.Redis"),
-        (fakeredis.FakeAsyncRedis(), "a URL or a synchronous client of redis-py, not fakeredis."),
+        (asynchronous(connection_class=Strange), "there is no counterpart for threads of the client's Strange"),
+        (asynchronous(redis_connect_func=introduce), "redis_connect_func is a coroutine function"),
+        (object.__new__(redis.asyncio.RedisCluster), "Redis Cluster is not supported yet"),
         (sentinel(), "not redis.sentinel.Sentinel"),
         (redis.ConnectionPool(host="h"), "not redis.connection.ConnectionPool"),
         (object(), "not builtins.object"),
@@ -501,3 +524,47 @@ def test_connect_makes_a_connected_connection_with_a_name():
     assert isinstance(found.connect(name="me"), Fake)
     assert done == [{"protocol": 3, "db": 0, "client_name": "me"}, "connected"]
     assert found.kwargs == {"protocol": 3, "db": 0}
+
+
+# -- event loops -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("redis://h", redis.asyncio.Connection),
+        ("rediss://h?ssl_check_hostname=no", redis.asyncio.SSLConnection),
+        ("unix:///s", redis.asyncio.UnixDomainSocketConnection),
+        (redis.asyncio.Redis(host="h"), redis.asyncio.Connection),
+    ],
+)
+def test_each_class_has_a_counterpart_for_event_loops(source, kind):
+    found = endpoint(source)
+    found.check_asynchronous()
+
+    connection = found.make_asynchronous(name="me")
+
+    assert type(connection) is kind
+    assert (connection.client_name, connection.protocol, connection.retry.get_retries()) == ("me", 3, 0)
+    assert connection.redis_connect_func is None
+
+
+def test_memory_needs_no_counterpart():
+    endpoint("memory://x").check_asynchronous()
+
+
+class Own(Connection):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (redis.Redis(connection_pool=redis.ConnectionPool(connection_class=Own)), "no counterpart of Own"),
+        (client(redis_connect_func=lambda _: None), "redis_connect_func cannot serve threads and event loops alike"),
+        (client(ssl=True, ssl_validate_ocsp_stapled=True), "redis.asyncio knows no option ssl_validate_ocsp_stapled"),
+    ],
+)
+def test_what_event_loops_cannot_connect_to_is_refused(source, says):
+    with pytest.raises(ConfigError, match=says):
+        endpoint(source).check_asynchronous()

@@ -1,0 +1,138 @@
+"""Runs requests with asyncio: one connection per event loop, shared by its tasks, no retries (review A8, A25)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import redis
+
+from coherent_cache.core.requests import Reply, Request
+from coherent_cache.errors import CacheUnavailable
+from coherent_cache.remote.async_connection import AsyncConnection, connect
+from coherent_cache.remote.connection import ConnectionLost
+from coherent_cache.remote.exchange import Exchange, change_values, judged_by_script, packed_again
+from coherent_cache.remote.scripts import Call, Scripts
+from coherent_cache.remote.topology import Endpoint
+
+
+class AsyncIO(Exchange):
+    """Runs requests on the event loop that it was made on: one pipelined round trip per call."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        scripts: Scripts,
+        clock: Callable[[], float],
+        *,
+        name: str,
+        server: Callable[[], str | None],
+    ) -> None:
+        """Combine the parts; nothing is connected yet.
+
+        Args:
+            endpoint: where to connect to.
+            scripts: makes calls of requests.
+            clock: local clock in seconds.
+            name: client name of the connection.
+            server: returns the run id of the server that the subscriber is synchronised with, None if it is not known.
+                A connection to another one is not used any more: after a failover an old primary may go on answering
+                (P16).
+        """
+        super().__init__(endpoint, scripts, clock)
+        self._name = name
+        self._server = server
+        self._connection: AsyncConnection | None = None
+        self._attempt: asyncio.Task[AsyncConnection | Exception] | None = None
+        self._closed = False
+
+    async def execute(self, requests: Sequence[Request]) -> list[Reply]:
+        """Send requests in one go and return their replies, in order.
+
+        A task that is cancelled here leaves open whether they were executed.
+
+        Raises:
+            CacheUnavailable: Redis refused one or is away; tells whether a write may have happened.
+            NamespaceMismatch: the namespace was created with other settings. Nothing was done.
+        """
+        calls = [self._scripts.call(request) for request in requests]
+        writes = change_values(requests)
+        answers, server, sent_at = await self._exchange(calls, writes=writes)
+        replies = self._replies(calls, answers, server, sent_at, writes=writes)
+        return await self.execute(judged_by_script(requests)) if replies is None else replies
+
+    async def _exchange(self, calls: Sequence[Call], *, writes: bool) -> tuple[list[list[Any]], str, float]:
+        """Send calls; return the replies of each, the server's run id and the local clock before sending.
+
+        A script that the server does not know is sent as text.
+        """
+        connection = self._connection
+        if connection is None or not connection.is_usable() or self._server() not in (None, connection.server):
+            connection = await self._connect()
+        try:
+            sent_at = self._clock()
+            if len(calls) == 1:
+                answers = [await connection.exchange(calls[0].packed, calls[0].replies)]
+            else:
+                packed = b"".join([call.packed for call in calls])
+                replies = iter(await connection.exchange(packed, sum(call.replies for call in calls)))
+                answers = [[next(replies) for _ in range(call.replies)] for call in calls]
+            for at, call in enumerate(calls):
+                text = packed_again(call, answers[at])
+                if text is not None:
+                    answers[at] = await connection.exchange(text, 1)
+        except ConnectionLost as error:
+            raise self._lost(error, writes=writes) from error
+        return answers, connection.server, sent_at
+
+    async def _connect(self) -> AsyncConnection:
+        """Connect, all tasks at once.
+
+        Raises:
+            CacheUnavailable: it cannot be connected. Nothing was sent.
+        """
+        if self._closed:
+            raise CacheUnavailable("the cache is closed")
+        if self._attempt is None:
+            self._attempt = asyncio.get_running_loop().create_task(self._try(), name=f"{self._name}:connect")
+        # Who is cancelled here does not end the attempt of the others.
+        connection = await asyncio.shield(self._attempt)
+        if isinstance(connection, Exception):
+            message = f"cannot connect to Redis at {self._endpoint.description}: {connection}"
+            raise CacheUnavailable(message) from connection
+        return connection
+
+    async def _try(self) -> AsyncConnection | Exception:
+        """Replace the connection; return why it cannot be."""
+        try:
+            if self._connection is not None:
+                self._connection.retire()
+                self._connection = None
+            connection = await connect(self._endpoint, name=self._name)
+        except (redis.RedisError, OSError) as error:
+            return error
+        except asyncio.CancelledError:
+            if self._closed:
+                return CacheUnavailable("the cache is closed")
+            raise
+        finally:
+            self._attempt = None
+        if self._closed:
+            connection.close()
+            return CacheUnavailable("the cache is closed")
+        self._connection = connection
+        return connection
+
+    def close(self) -> None:
+        """Close the connection; who waits for replies is told."""
+        self._closed = True
+        if self._attempt is not None:
+            self._attempt.cancel()
+        if self._connection is not None:
+            self._connection.close()
+
+    async def wait_closed(self) -> None:
+        """Wait until the loop has let go of the connection."""
+        if self._connection is not None:
+            await self._connection.wait_closed()

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-KEYS = [f"key-{number}" for number in range(6)]
+KEYS = 6
 WRITES = 0.25  # part of the requests
 SETTLED_WAIT = 30.0  # seconds that such a write may take
 ANSWER_TIMEOUT = 60.0  # seconds for one answer
@@ -101,10 +102,12 @@ class Failure(NamedTuple):
     """A request that was not answered with 200.
 
     Attributes:
+        began: before it was sent.
         at: when that was known.
         why: what happened.
     """
 
+    began: float
     at: float
     why: str
 
@@ -119,17 +122,28 @@ class Traffic:
         pids: how many answers each process gave.
     """
 
-    def __init__(self, ask: Ask, *, seed: str, threads: int = 4, writes: float = WRITES, settled: float = 0.0) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        *,
+        seed: str,
+        threads: int = 4,
+        keys: int = KEYS,
+        writes: float = WRITES,
+        settled: float = 0.0,
+    ) -> None:
         """Prepare.
 
         Args:
             ask: how the workers are reached.
             seed: decides what is asked for.
             threads: how many.
+            keys: how many.
             writes: which part of the requests are writes.
             settled: which part of those wait until nobody can serve an older value.
         """
         self._ask = ask
+        self._keys = [f"key-{number}" for number in range(keys)]
         self._share = writes
         self._settled = settled
         self._stop = threading.Event()
@@ -176,7 +190,7 @@ class Traffic:
         try:
             while not self._stop.is_set():
                 turn += 1
-                key = rng.choice(KEYS)
+                key = rng.choice(self._keys)
                 if rng.random() < self._share:
                     self._write(key, f"{number}-{turn}", settled=rng.random() < self._settled)
                 else:
@@ -192,7 +206,7 @@ class Traffic:
         try:
             status, answer = self._ask("POST", "/write", key=key, value=stamp, **more)
         except Unanswered as error:
-            self._fail(str(error))
+            self._fail(began, str(error))
             self.writes.append(Write("nobody", key, SET, None, stamp, began, None))
             return
         ended = clock()
@@ -201,7 +215,7 @@ class Traffic:
             certain = settled and answer["by"] != "timeout"
             self.writes.append(Write(answer["instance"], key, SET, answer["seq"], stamp, began, ended, certain))
             return
-        self._fail(f"{status}: {answer}")
+        self._fail(began, f"{status}: {answer['error']}")
         if answer.get("maybe_applied", True):
             self.writes.append(Write("nobody", key, SET, None, stamp, began, None))
 
@@ -210,11 +224,11 @@ class Traffic:
         try:
             status, answer = self._ask("GET", "/read", key=key)
         except Unanswered as error:
-            self._fail(str(error))
+            self._fail(began, str(error))
             return
         ended = clock()
         if status != 200:
-            self._fail(f"{status}: {answer}")
+            self._fail(began, f"{status}: {answer['error']}")
             return
         self.pids[answer["pid"]] += 1
         who = answer["instance"]
@@ -224,8 +238,8 @@ class Traffic:
         else:
             self.reads.append(Read(who, key, False, None, None, "redis", None, began, ended))
 
-    def _fail(self, why: str) -> None:
-        self.failures.append(Failure(clock(), why))
+    def _fail(self, began: float, why: str) -> None:
+        self.failures.append(Failure(began, clock(), why))
 
     def faults(self, *, max_staleness: float) -> list[str]:
         """Return what the contract forbids in what was answered; empty if all is well."""
@@ -238,6 +252,20 @@ class Traffic:
             if read.seq is not None and stamps.get((read.key, read.seq), read.stamp) != read.stamp
         ]
         return mixed_up + violations(self.writes, self.reads, max_staleness=max_staleness)
+
+    def staleness(self) -> list[float]:
+        """Return of each answer that was outdated when it was asked for: since when, in seconds."""
+        newer: dict[str, list[tuple[int, float]]] = defaultdict(list)  # versions; when one of at least that was there
+        for write in sorted(self.writes, key=lambda write: -(write.seq or 0)):
+            if write.seq is not None and write.ended is not None:
+                earliest = min(write.ended, newer[write.key][-1][1] if newer[write.key] else write.ended)
+                newer[write.key].append((write.seq, earliest))
+        found = []
+        for read in self.reads:
+            above = newer[read.key][: bisect_left(newer[read.key], -(read.seq or 0), key=lambda each: -each[0])]
+            if read.found and above and above[-1][1] < read.began:
+                found.append(read.began - above[-1][1])
+        return found
 
     def lost(self, entry: Callable[[str], tuple[int, str] | None]) -> list[str]:
         """Return which acknowledged writes are not there, given what is there: version and value by key."""

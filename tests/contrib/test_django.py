@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import sys
 import threading
 import warnings
+from inspect import signature
+from unittest import mock
 
 import django
 import pytest
@@ -16,6 +19,7 @@ from django.conf import settings
 NAME = f"django-{os.getpid()}"
 URL = f"memory://{NAME}"
 FAST = {"heartbeat": 0.1, "max_staleness": 2.0}
+QUICK = {"heartbeat": 0.02, "max_staleness": 0.1}  # the first acknowledged write of a new namespace waits for so long
 
 settings.configure(
     CACHES={"default": {"BACKEND": "coherent_cache.contrib.django.CoherentCacheBackend", "LOCATION": URL}},
@@ -30,7 +34,7 @@ settings.configure(
 django.setup()
 
 from django.contrib.sessions.backends.cache import SessionStore  # noqa: E402  # noqa: E402
-from django.core.cache import CacheHandler, cache, caches  # noqa: E402
+from django.core.cache import BaseCache, CacheHandler, cache, caches  # noqa: E402
 from django.db import connection  # noqa: E402
 from django.template import Context, Template, TemplateSyntaxError  # noqa: E402
 from django.test import TestCase, override_settings  # noqa: E402
@@ -39,6 +43,7 @@ from django.utils.safestring import SafeString, mark_safe  # noqa: E402
 from coherent_cache import CoherentCache, ConfigError, InvalidKey, SerializationError, VersionConflict  # noqa: E402
 from coherent_cache.contrib.django import CoherentCacheBackend, backend  # noqa: E402
 from coherent_cache.remote.memory import forget_server  # noqa: E402
+from tests.contrib import django_base_cache_tests  # noqa: E402
 from tests.contrib.django_base_cache_tests import (  # noqa: E402
     BaseCacheTests,
     Poll,
@@ -168,6 +173,60 @@ class TestDjangosOwn(BaseCacheTests, TestCase):
             assert not hasattr(raised.value, "__notes__")
 
 
+class OnLoop:
+    """A backend whose methods are its asynchronous ones, called on an event loop."""
+
+    def __init__(self, alias, runner):
+        vars(self).update(alias=alias, runner=runner)
+
+    def __getattr__(self, name):
+        plain, found = (getattr(caches[self.alias], prefix + name, None) for prefix in ("", "a"))
+        if not callable(found):
+            return plain
+        return lambda *args, **kwargs: self.runner.run(found(*args, **kwargs))
+
+    def __setattr__(self, name, value):
+        setattr(caches[self.alias], name, value)
+
+    def __contains__(self, key):
+        return self.has_key(key)
+
+
+class TestDjangosOwnOnALoop(TestDjangosOwn):
+    """The same, with the asynchronous methods."""
+
+    def setUp(self):
+        super().setUp()
+        runner = self.enterContext(asyncio.Runner())
+        on_loop = {alias: OnLoop(alias, runner) for alias in caches}
+        for module in (django_base_cache_tests, sys.modules[__name__]):
+            self.enterContext(mock.patch.object(module, "cache", on_loop["default"]))
+        self.enterContext(mock.patch.object(django_base_cache_tests, "caches", on_loop))
+
+    def test_these_are_the_asynchronous_methods(self):
+        with mock.patch.object(CoherentCacheBackend, "get", None):
+            cache.set("key", 1)
+            assert cache.get("key") == 1
+
+    def refuse_query_sets(self):
+        # To pickle one asks the database, which Django does not allow on an event loop.
+        with pytest.raises(SerializationError, match="SynchronousOnlyOperation"):
+            cache.set("deferred_queryset", Poll.objects.defer("question"))
+
+    test_cache_write_for_model_instance_with_deferred = refuse_query_sets
+    test_cache_read_for_model_instance_with_deferred = refuse_query_sets
+
+
+def test_every_method_has_an_asynchronous_twin():
+    inherited = {"aclose", "adecr", "adecr_version"}
+    own = {name for name in vars(CoherentCacheBackend) if not name.startswith("_")}
+    for name in vars(BaseCache):
+        if name.startswith("a") and asyncio.iscoroutinefunction(getattr(BaseCache, name)):
+            assert (name in own) is (name not in inherited), name
+            plain = signature(getattr(CoherentCacheBackend, name[1:])).parameters
+            assert signature(getattr(CoherentCacheBackend, name)).parameters == plain, name
+
+
 def test_without_a_choice_nothing_is_pickled_and_the_error_says_what_to_do(url):
     caches = handler(url)
     caches["default"].set("plain", {"a": [1, (2, None)]})
@@ -295,7 +354,7 @@ def test_an_increment_of_what_a_peer_has_just_changed(url, monkeypatch):
 
 
 def test_tags(url):
-    ours = handler(url)["default"]
+    ours = handler(url, options=QUICK)["default"]
     ours.set("set", 1, tags=["t"])
     ours.add("add", 1, tags=["t"])
     ours.set_many({"many": 1}, tags=["t"])
@@ -322,33 +381,61 @@ def test_what_is_written_during_a_load_wins(url):
     assert ours.get("key") is None
 
 
-def test_asynchronous_methods(url):
+def test_views_of_both_kinds_share_one_local_tier(url):
     caches = handler(url)
+    backend = caches["default"]
+    backend.coherent_cache.wait_ready()
+
+    async def view():
+        await caches["default"].aset("key", 1)
+        return caches["default"].acoherent_cache
+
+    assert asyncio.run(view()) is backend.acoherent_cache
+    assert backend.coherent_cache.get_entry(backend.make_key("key")).tier == "local"
+
+
+def test_an_asynchronous_default(url):
+    caches, threads = handler(url), []
+
+    def plain():
+        threads.append(threading.current_thread())
+        return "plain"
+
+    async def coroutine():
+        threads.append(threading.current_thread())
+        return "coroutine"
 
     async def use():
         cache = caches["default"]
-        await cache.aset("a", 1)
-        assert await cache.aadd("a", 2) is False
-        assert await cache.aget("a") == 1
-        assert await cache.aincr("a", 4) == 5
-        assert await cache.adecr("a") == 4
-        assert await cache.atouch("a", 10) is True
-        assert await cache.aget_or_set("b", lambda: 7) == 7
-        await cache.aset_many({"c": 1, "d": None})
-        assert await cache.aget_many(["a", "b", "c", "d", "e"]) == {"a": 4, "b": 7, "c": 1, "d": None}
-        assert await cache.ahas_key("c") is True
-        assert await cache.adelete("c") is True
-        assert await cache.adelete("c") is False
-        assert await cache.aincr_version("d") == 2
-        assert await cache.aget("d", "none", version=2) is None
-        assert await cache.adecr_version("d", version=2) == 1
-        await cache.adelete_many(["a", "b"])
-        assert await cache.aget_many(["a", "b", "d"]) == {"d": None}
-        with pytest.raises(ValueError, match="not found"):
-            await cache.aincr("missing")
-        await cache.aclear()
-        assert await cache.aget_many(["d"]) == {}
-        await cache.aclose()
+        assert await cache.aget_or_set("a", coroutine) == await cache.aget("a") == "coroutine"
+        assert await cache.aget_or_set("b", plain) == await cache.aget("b") == "plain"
+        assert await cache.aget_or_set("c", coroutine, 0) == "coroutine"
+        assert await cache.aget_or_set("d", plain, 0) == "plain"
+        assert await cache.aget_many("cd") == {}
+
+    asyncio.run(use())
+    loop = threading.current_thread()
+    assert [each is loop for each in threads] == [True, False, True, False]
+
+
+def test_asynchronous_tags_and_notes(url):
+    caches = handler(url, options=QUICK)
+
+    async def use():
+        cache = caches["default"]
+        await cache.aset("a", 1, tags=["t"])
+        await cache.aset_many({"b": 1}, tags=["t"])
+        await cache.aadd("c", 1, tags=["t"])
+        await cache.aget_or_set("d", 1, tags=["t"])
+        await cache.aincr("a", tags=["t"])
+        assert await cache.aget_many("abcd") == {"a": 2, "b": 1, "c": 1, "d": 1}
+        await cache.ainvalidate_tags("t")
+        assert await cache.aget_many("abcd") == {}
+        assert (await cache.ainvalidate_tags("t", wait=10)).members == 0
+        for store in (cache.aset, cache.aadd, cache.aget_or_set):
+            with pytest.raises(SerializationError) as raised:
+                await store("key", Poll(pub_date=None))
+            assert "'serializer': 'pickle'" in raised.value.__notes__[0]
 
     asyncio.run(use())
 

@@ -27,7 +27,7 @@ def import_without(module, blocked=FRAMEWORKS):
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("extra", ["django", "flask", "dogpile"])
+@pytest.mark.parametrize("extra", ["django", "flask", "starlette", "fastapi", "dogpile"])
 def test_the_error_names_the_extra(extra):
     done = import_without(f"coherent_cache.contrib.{extra}")
     last = done.stderr.strip().splitlines()[-1]

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, overload
 
+from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 
 from coherent_cache import (
     MISSING,
     Acknowledgement,
+    AsyncCoherentCache,
     CoherentCache,
     ConfigError,
     SerializationError,
     ValueTooLarge,
     Version,
-    VersionConflict,
 )
+from coherent_cache.contrib.django import steps
+from coherent_cache.contrib.django.steps import arun, run
 
 DEFAULT_NAMESPACE: Final = "django"
 """The namespace, unless ``OPTIONS`` name another."""
-
-SHORTEST_TTL: Final = 0.001
-"""Seconds: Redis' resolution. A shorter timeout above zero becomes this."""
-
-INCR_ATTEMPTS: Final = 100
-"""How often ``incr`` tries before it gives up against faster writers."""
 
 _NOT_HERE: Final = {
     "ttl": "is Django's TIMEOUT",
@@ -73,11 +71,20 @@ class CoherentCacheBackend(BaseCache):
             raise ConfigError("CACHES", f"LOCATION and OPTIONS must be hashable: {error}") from None
         self.coherent_cache = cache or _shared.setdefault(identity, _make(location, options))
 
+    @property
+    def acoherent_cache(self) -> AsyncCoherentCache:
+        """The front for asyncio of the same cache: what the asynchronous methods use."""
+        return self.coherent_cache.aio
+
     # -- Django's methods ------------------------------------------------------------------------------------------
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
         """Return the value of a key, or ``default``."""
         return self.coherent_cache.get(self.make_and_validate_key(key, version), default)
+
+    async def aget(self, key: Any, default: Any = None, version: int | None = None) -> Any:
+        """See :meth:`get`."""
+        return await self.acoherent_cache.get(self.make_and_validate_key(key, version), default)
 
     def set(
         self,
@@ -90,14 +97,22 @@ class CoherentCacheBackend(BaseCache):
     ) -> None:
         """Store a value; with a timeout of 0 or less, delete it."""
         name, ttl = self.make_and_validate_key(key, version), self._ttl(timeout)
-        try:
-            if ttl == 0:
-                self.coherent_cache.delete(name)
-            else:
-                self.coherent_cache.set(name, value, ttl=ttl, tags=tags)
-        except SerializationError as error:
-            self._explain(error)
-            raise
+        with self._explaining():
+            run(steps.store(self.coherent_cache, name, value, ttl, tags))
+
+    async def aset(
+        self,
+        key: Any,
+        value: Any,
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        *,
+        tags: Iterable[str] = (),
+    ) -> None:
+        """See :meth:`set`."""
+        name, ttl = self.make_and_validate_key(key, version), self._ttl(timeout)
+        with self._explaining():
+            await arun(steps.store(self.acoherent_cache, name, value, ttl, tags))
 
     def add(
         self,
@@ -110,34 +125,57 @@ class CoherentCacheBackend(BaseCache):
     ) -> bool:
         """Store a value if there is none; return whether there was none."""
         name, ttl = self.make_and_validate_key(key, version), self._ttl(timeout)
-        if ttl == 0:
-            return name not in self.coherent_cache
-        try:
-            self.coherent_cache.set(name, value, ttl=ttl, tags=tags, if_version=MISSING)
-        except VersionConflict:
-            return False
-        except SerializationError as error:
-            self._explain(error)
-            raise
-        return True
+        with self._explaining():
+            return run(steps.add(self.coherent_cache, name, value, ttl, tags))
+
+    async def aadd(
+        self,
+        key: Any,
+        value: Any,
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        *,
+        tags: Iterable[str] = (),
+    ) -> bool:
+        """See :meth:`add`."""
+        name, ttl = self.make_and_validate_key(key, version), self._ttl(timeout)
+        with self._explaining():
+            return await arun(steps.add(self.acoherent_cache, name, value, ttl, tags))
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         """Give a value another time to live; return whether there is one."""
+        return run(steps.touch(self.coherent_cache, self.make_and_validate_key(key, version), self._ttl(timeout)))
+
+    async def atouch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
+        """See :meth:`touch`."""
         name, ttl = self.make_and_validate_key(key, version), self._ttl(timeout)
-        return self.coherent_cache.delete(name) if ttl == 0 else self.coherent_cache.touch(name, ttl)
+        return await arun(steps.touch(self.acoherent_cache, name, ttl))
 
     def delete(self, key: Any, version: int | None = None) -> bool:
         """Delete a value; return whether there was one."""
         return self.coherent_cache.delete(self.make_and_validate_key(key, version))
 
+    async def adelete(self, key: Any, version: int | None = None) -> bool:
+        """See :meth:`delete`."""
+        return await self.acoherent_cache.delete(self.make_and_validate_key(key, version))
+
     def has_key(self, key: Any, version: int | None = None) -> bool:
         """Tell whether there is a value."""
         return self.make_and_validate_key(key, version) in self.coherent_cache
 
+    async def ahas_key(self, key: Any, version: int | None = None) -> bool:
+        """See :meth:`has_key`."""
+        return await self.aget(key, MISSING, version) is not MISSING
+
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         """Return the values of those keys that have one: local ones, and the others in one round trip."""
-        names = {self.make_and_validate_key(key, version): key for key in keys}
+        names = self._names(keys, version)
         return {names[name]: value for name, value in self.coherent_cache.get_many(names).items()}
+
+    async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
+        """See :meth:`get_many`."""
+        names = self._names(keys, version)
+        return {names[name]: value for name, value in (await self.acoherent_cache.get_many(names)).items()}
 
     def set_many(
         self,
@@ -149,20 +187,31 @@ class CoherentCacheBackend(BaseCache):
     ) -> list[Any]:
         """Store values, in one round trip; return an empty list: what cannot be stored raises."""
         named = {self.make_and_validate_key(key, version): value for key, value in data.items()}
-        ttl = self._ttl(timeout)
-        try:
-            if ttl == 0:
-                self.coherent_cache.delete_many(named)
-            else:
-                self.coherent_cache.set_many(named, ttl=ttl, tags=tags)
-        except SerializationError as error:
-            self._explain(error)
-            raise
+        with self._explaining():
+            run(steps.store_many(self.coherent_cache, named, self._ttl(timeout), tags))
+        return []
+
+    async def aset_many(
+        self,
+        data: Mapping[Any, Any],
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        *,
+        tags: Iterable[str] = (),
+    ) -> list[Any]:
+        """See :meth:`set_many`."""
+        named = {self.make_and_validate_key(key, version): value for key, value in data.items()}
+        with self._explaining():
+            await arun(steps.store_many(self.acoherent_cache, named, self._ttl(timeout), tags))
         return []
 
     def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
         """Delete values, in one round trip."""
-        self.coherent_cache.delete_many([self.make_and_validate_key(key, version) for key in keys])
+        self.coherent_cache.delete_many(self._names(keys, version))
+
+    async def adelete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
+        """See :meth:`delete_many`."""
+        await self.acoherent_cache.delete_many(self._names(keys, version))
 
     def get_or_set(
         self,
@@ -182,14 +231,28 @@ class CoherentCacheBackend(BaseCache):
         def load() -> Any:
             return default() if callable(default) else default
 
-        if ttl == 0:
-            value = self.coherent_cache.get(name, MISSING)
-            return load() if value is MISSING else value
-        try:
-            return self.coherent_cache.get_or_set(name, load, ttl=ttl, tags=tags)
-        except SerializationError as error:
-            self._explain(error)
-            raise
+        with self._explaining():
+            return run(steps.get_or_set(self.coherent_cache, name, load, ttl, tags))
+
+    async def aget_or_set(
+        self,
+        key: Any,
+        default: Any,
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        *,
+        tags: Iterable[str] = (),
+    ) -> Any:
+        """See :meth:`get_or_set`. ``default`` may be a coroutine function; a plain one is called in Django's thread."""
+        name, ttl = self.make_and_validate_key(key, version), self._ttl(timeout)
+
+        async def load() -> Any:
+            if not callable(default):
+                return default
+            return await (default if iscoroutinefunction(default) else sync_to_async(default))()
+
+        with self._explaining():
+            return await arun(steps.get_or_set(self.acoherent_cache, name, load, ttl, tags))
 
     def incr(self, key: Any, delta: int = 1, version: int | None = None, *, tags: Iterable[str] = ()) -> Any:
         """Add to a value, atomically, and keep its time to live; return the new one. Its tags are those given here.
@@ -199,20 +262,12 @@ class CoherentCacheBackend(BaseCache):
             VersionConflict: other writers were faster 100 times.
         """
         name = self.make_and_validate_key(key, version)
-        for attempt in range(INCR_ATTEMPTS):
-            entry = self.coherent_cache.get_entry(name)
-            if entry is None:
-                raise ValueError(f"Key {key!r} not found")
-            value, ttl = entry.value + delta, _at_least(entry.expires_in)
-            try:
-                self.coherent_cache.set(name, value, ttl=ttl, tags=tags, if_version=entry.version)
-            except VersionConflict:
-                if attempt == INCR_ATTEMPTS - 1:
-                    raise
-                self.coherent_cache.get(name, max_staleness=0)  # the local entry may not know of the faster one yet
-            else:
-                return value
-        raise AssertionError("unreachable: there is at least one attempt")
+        return _there(key, run(steps.incr(self.coherent_cache, name, delta, tags)))
+
+    async def aincr(self, key: Any, delta: int = 1, version: int | None = None, *, tags: Iterable[str] = ()) -> Any:
+        """See :meth:`incr`."""
+        name = self.make_and_validate_key(key, version)
+        return _there(key, await arun(steps.incr(self.acoherent_cache, name, delta, tags)))
 
     def incr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         """Move a value to another version of its key, at once for everybody, and keep its time to live.
@@ -222,17 +277,29 @@ class CoherentCacheBackend(BaseCache):
         """
         version = self.version if version is None else version
         old, new = self.make_and_validate_key(key, version), self.make_and_validate_key(key, version + delta)
-        entry = self.coherent_cache.get_entry(old)
-        if entry is None:
-            raise ValueError(f"Key {key!r} not found")
+        entry = _there(key, self.coherent_cache.get_entry(old) or MISSING)
         with self.coherent_cache.batch() as batch:
-            batch.set(new, entry.value, ttl=_at_least(entry.expires_in))
+            batch.set(new, entry.value, ttl=steps.at_least(entry.expires_in))
+            batch.delete(old)
+        return version + delta
+
+    async def aincr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
+        """See :meth:`incr_version`."""
+        version = self.version if version is None else version
+        old, new = self.make_and_validate_key(key, version), self.make_and_validate_key(key, version + delta)
+        entry = _there(key, await self.acoherent_cache.get_entry(old) or MISSING)
+        async with self.acoherent_cache.batch() as batch:
+            batch.set(new, entry.value, ttl=steps.at_least(entry.expires_in))
             batch.delete(old)
         return version + delta
 
     def clear(self) -> None:
         """Remove everything in the namespace, whatever its prefix and version, for all processes, in O(1)."""
         self.coherent_cache.clear()
+
+    async def aclear(self) -> None:
+        """See :meth:`clear`."""
+        await self.acoherent_cache.clear()
 
     # -- beyond Django's -------------------------------------------------------------------------------------------
 
@@ -251,7 +318,22 @@ class CoherentCacheBackend(BaseCache):
             return self.coherent_cache.invalidate_tags(*tags)
         return self.coherent_cache.invalidate_tags(*tags, wait=wait)
 
+    @overload
+    async def ainvalidate_tags(self, *tags: str, wait: None = None) -> Version: ...
+
+    @overload
+    async def ainvalidate_tags(self, *tags: str, wait: float) -> Acknowledgement: ...
+
+    async def ainvalidate_tags(self, *tags: str, wait: float | None = None) -> Version | Acknowledgement:
+        """See :meth:`invalidate_tags`."""
+        if wait is None:
+            return await self.acoherent_cache.invalidate_tags(*tags)
+        return await self.acoherent_cache.invalidate_tags(*tags, wait=wait)
+
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _names(self, keys: Iterable[Any], version: int | None) -> dict[str, Any]:
+        return {self.make_and_validate_key(key, version): key for key in keys}
 
     def _ttl(self, timeout: Any) -> float | None:
         """Return seconds, None for ever, or 0 for what is not to be stored."""
@@ -259,12 +341,23 @@ class CoherentCacheBackend(BaseCache):
             timeout = self.default_timeout
         if timeout is None:
             return None
-        return 0 if timeout <= 0 else _at_least(timeout)
+        return 0 if timeout <= 0 else steps.at_least(timeout)
 
-    def _explain(self, error: SerializationError) -> None:
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
         """Add what a user of Django may do about it to the error of a value that cannot be stored."""
-        if not self._chosen and not isinstance(error, ValueTooLarge):
-            error.add_note(_HOW_TO_STORE_IT)
+        try:
+            yield
+        except SerializationError as error:
+            if not self._chosen and not isinstance(error, ValueTooLarge):
+                error.add_note(_HOW_TO_STORE_IT)
+            raise
+
+
+def _there(key: Any, found: Any) -> Any:
+    if found is MISSING:
+        raise ValueError(f"Key {key!r} not found")
+    return found
 
 
 def _make(location: object, options: Mapping[str, Any]) -> CoherentCache:
@@ -277,7 +370,3 @@ def _make(location: object, options: Mapping[str, Any]) -> CoherentCache:
         return CoherentCache(location, **{"namespace": DEFAULT_NAMESPACE, **options})
     except TypeError as error:
         raise ConfigError("OPTIONS", f"not for a CoherentCache: {error}") from None
-
-
-def _at_least(ttl: float | None) -> float | None:
-    return None if ttl is None else max(ttl, SHORTEST_TTL)

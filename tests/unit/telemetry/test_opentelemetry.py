@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from coherent_cache import CacheUnavailable, CoherentCache, ConfigError
+from coherent_cache import AsyncCoherentCache, CacheUnavailable, CoherentCache, ConfigError
 from coherent_cache.core.stats import LAG_BUCKETS
 from coherent_cache.telemetry.metrics import METRICS
 from coherent_cache.telemetry.opentelemetry import MAX_KEYS_PER_SPAN, instrument
@@ -331,6 +332,41 @@ def test_a_refusal_is_an_error_with_its_type_and_no_text(collected):
     assert (span.attributes["server.address"], span.attributes["server.port"]) == ("127.0.0.1", 1)
     assert span.attributes["db.namespace"] == "3"
     assert "hunter2" not in span.to_json()
+
+
+def test_the_asynchronous_front_is_instrumented_alike(collected):
+    async def serve():
+        async with AsyncCoherentCache("memory://async", namespace="shop", instance_id="worker-1") as cache:
+            await cache.wait_ready()
+            end = instrument(cache, **collected.options)
+            tracer = collected.tracers.get_tracer("test")
+
+            async def load():
+                with tracer.start_as_current_span("database"):
+                    await asyncio.sleep(0)
+                    return 1
+
+            async def request(name):
+                with tracer.start_as_current_span(name):
+                    assert await cache.get_or_set(name, load) == 1
+                    assert await cache.get(name) == 1  # a hit
+
+            await asyncio.gather(request("one"), request("two"))
+            hits = collected.points("coherent_cache.hits")[who()].value
+            end()
+            return hits
+
+    assert asyncio.run(serve()) == 2
+    spans = collected.spans()
+    for name in ("one", "two"):
+        [request] = [span for span in spans if span.name == name]
+        mine = [span for span in spans if span.context.trace_id == request.context.trace_id and span is not request]
+        assert sorted(span.name for span in mine) == [
+            "coherent_cache fill", "coherent_cache lease", "coherent_cache load", "coherent_cache read", "database",
+        ]  # fmt: skip
+        [load] = [span for span in mine if span.name == "coherent_cache load"]
+        [database] = [span for span in mine if span.name == "database"]
+        assert database.parent.span_id == load.context.span_id
 
 
 def test_one_tracer_at_a_time(traced, collected):

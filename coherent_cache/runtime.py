@@ -475,13 +475,13 @@ _closed_with: int | None = None
 
 
 def _close_with_child() -> None:
-    """In a child of multiprocessing: close everything at its end. Before Python 3.13 forked ones call no exit function.
+    """In a child of multiprocessing: close everything at its end. A forked one calls no exit function of its parent's.
 
     Their connections would end all the same, but writers that wait for all instances would wait for their bound (P12).
     """
     global _closed_with  # noqa: PLW0603
     process = sys.modules.get("multiprocessing.process")
-    if sys.version_info < (3, 13) and process is not None and process.parent_process() is not None:
+    if process is not None and process.parent_process() is not None:
         if _closed_with == os.getpid():
             return
         _closed_with = os.getpid()

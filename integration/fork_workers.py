@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import itertools
 import json
 import multiprocessing
 import os
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from coherent_cache import CoherentCache
+from coherent_cache import AsyncCoherentCache, CoherentCache
 from coherent_cache.errors import CoherentCacheError
 from integration.waiting import wait_until
 from integration.workers import worker
@@ -251,6 +253,58 @@ def fork_while_locks_are_held(context: Context, *, url: str, options: dict[str, 
             holder.join()
             names.append(child_process.result())
         return {"locks": sorted(name for name, _ in locks), "children": len(set(names))}
+
+
+async def use_on_loop(cache: AsyncCoherentCache) -> dict[str, Any]:
+    """Use a cache on a loop of a child, and tell what it was like at first; as :func:`use`."""
+    before = {"id": cache.instance_id, "size": cache.stats().size, "state": cache.state}
+    assert await cache.get(KEYS[0]) == "old"
+    assert await cache.wait_ready(READY)
+    assert await cache.warm(KEYS) == len(KEYS)
+    await cache.set("of the child", cache.instance_id)
+    assert await cache.get_or_set("loaded", lambda: "value") == "value"
+    return before
+
+
+@worker
+def fork_under_a_loop(context: Context, *, url: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Fork while tasks of an event loop read and write; the child uses the cache on a loop of its own."""
+
+    async def busy(cache: AsyncCoherentCache, number: int) -> None:
+        for turn in itertools.count():
+            key = KEYS[(turn * 7 + number) % len(KEYS)]
+            if turn % 5 == 0:
+                await cache.set(f"busy-{key}", turn)
+            await cache.get_many([key, "absent"])
+            await asyncio.sleep(0)
+
+    async def parent() -> dict[str, Any]:
+        async with AsyncCoherentCache(url, **options) as cache:
+            assert await cache.wait_ready(READY)
+            await cache.set_many(dict.fromkeys(KEYS, "old"))
+            assert await cache.warm(KEYS) == len(KEYS)
+            tasks = [asyncio.create_task(busy(cache, number)) for number in range(4)]
+            facts = []
+            for _ in range(5):
+                await cache.get("absent")  # there is a connection, with commands under way
+                parents_sockets, parents_clients = sockets(), clients(url, cache.instance_id)
+
+                def child(parents_sockets: set[str] = parents_sockets) -> dict[str, Any]:
+                    facts = asyncio.run(use_on_loop(cache))
+                    gc.collect()  # what is left of the parent's objects goes without doing harm
+                    return facts | {"inherited": sorted(sockets() & parents_sockets)}
+
+                forked = Child(child)
+                facts.append(await asyncio.to_thread(forked.result))
+                assert await cache.get("of the child", max_staleness=0) == facts[-1]["id"]
+                same = clients(url, cache.instance_id) == parents_clients
+            errors = [repr(task.exception()) for task in tasks if task.done()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            return {"facts": facts, "errors": errors, "same connections": same, "resyncs": cache.stats().resyncs}
+
+    return asyncio.run(parent())
 
 
 @worker

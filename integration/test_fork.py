@@ -46,6 +46,15 @@ def test_fork_while_another_thread_holds_a_lock(run):
     assert told["children"] == len(told["locks"])
 
 
+def test_fork_under_an_event_loop(run):
+    told = run("fork_under_a_loop")
+    children = told.pop("facts")
+    assert told == {"errors": [], "same connections": True, "resyncs": 1}
+    assert len({child["id"] for child in children}) == len(children)
+    for child in children:
+        assert (child["size"], child["state"], child["inherited"]) == (0, "connecting", [])
+
+
 def test_fork_twice(run):
     assert len(set(run("fork_twice"))) == 3
 

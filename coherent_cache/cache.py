@@ -17,12 +17,13 @@ from coherent_cache.errors import CacheUnavailable
 from coherent_cache.front import CacheEntry, several
 from coherent_cache.loading_front import OF_LOADS, GetOrSetKeywords, LoadingFront, LoadKeywords, LoadResult
 from coherent_cache.memoize import Cached, CachedKeywords, Key, P, R, Tags
+from coherent_cache.observing import Observing
 from coherent_cache.runtime import clock
 from coherent_cache.versions import Version
 from coherent_cache.wire import Kind
 
 
-class CoherentCache(LoadingFront):
+class CoherentCache(LoadingFront, Observing):
     """A two-tier cache that can be trusted: a local tier in this process, Redis behind it, coherent with all peers.
 
     The contract: a read returns a value that was current at some moment in the last ``max_staleness`` seconds, or a

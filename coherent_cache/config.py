@@ -98,6 +98,7 @@ class Settings:
     lease: float = DEFAULT_LEASE
     lease_wait: float = DEFAULT_LEASE_WAIT
     log_keys: LogKeys = "plain"
+    report: bool = True
 
     def __post_init__(self) -> None:
         """Check every option; the error names the option and the range that is allowed."""
@@ -109,7 +110,7 @@ class Settings:
         _choice("policy", self.policy, get_args(Policy))
         check_ttl("ttl", self.ttl)
         check_ttl("local_ttl", self.local_ttl)
-        for option in ("local_enabled", "copy_values"):
+        for option in ("local_enabled", "copy_values", "report"):
             if not isinstance(getattr(self, option), bool):
                 raise ConfigError(option, f"must be True or False, not {getattr(self, option)!r}")
         _seconds("heartbeat", self.heartbeat, 0.005, 3600)

@@ -90,6 +90,7 @@ class Front:
         lease: float = config.DEFAULT_LEASE,
         lease_wait: float = config.DEFAULT_LEASE_WAIT,
         log_keys: config.LogKeys = "plain",
+        report: bool = True,
         instance_id: str | None = None,
     ) -> None:
         """Configure an instance. Nothing is connected yet.
@@ -131,6 +132,8 @@ class Front:
             lease_wait: seconds that a process waits for another one's loader before it loads for itself.
             log_keys: keys and tags in log lines: ``plain``, ``hash`` (the same in all instances) or ``redact``;
                 callbacks of ``on_event`` get them plain.
+            report: whether this instance reports itself every other heartbeat and answers operators' questions
+                (``top``, ``audit``, ``explain``). Without a local tier it never does.
             instance_id: name of this instance in messages and log lines; default ``host-pid-random``.
 
         Raises:
@@ -142,7 +145,7 @@ class Front:
             max_staleness=max_staleness, on_disconnect=on_disconnect, stale_limit=stale_limit, on_foreign=on_foreign,
             max_value_bytes=max_value_bytes, compress=compress, compress_above=compress_above, schema=schema,
             timeout=timeout, max_connections=max_connections, log_length=log_length,
-            replay_limit=replay_limit, lease=lease, lease_wait=lease_wait, log_keys=log_keys,
+            replay_limit=replay_limit, lease=lease, lease_wait=lease_wait, log_keys=log_keys, report=report,
         )  # fmt: skip
         if instance_id is not None:
             check_instance_id(instance_id)
@@ -198,8 +201,7 @@ class Front:
     @property
     def server(self) -> str:
         """Where Redis is, for people: never with user or password."""
-        note = self._endpoint.note
-        return f"{self._endpoint.description} ({note})" if note else self._endpoint.description
+        return self._runtime.server
 
     @property
     def state(self) -> str:

@@ -34,6 +34,9 @@ class ShardNames:
         values: prefix of the value keys.
         refreshes: prefix of the keys where the refresh of a value is claimed (P11).
         members: hash of the instances that may hold local values (P12).
+        questions: channel of questions to instances.
+        answers: prefix of the channels of their answers.
+        reports: prefix of the keys where instances report themselves.
     """
 
     clock: bytes
@@ -43,6 +46,9 @@ class ShardNames:
     values: bytes
     refreshes: bytes
     members: bytes
+    questions: bytes
+    answers: bytes
+    reports: bytes
 
     def value(self, key: bytes) -> bytes:
         """Name of the value of a user key, given in UTF-8."""
@@ -51,6 +57,14 @@ class ShardNames:
     def refresh(self, key: bytes) -> bytes:
         """Name of the claim to refresh the value of a user key, given in UTF-8."""
         return self.refreshes + key
+
+    def answer(self, question: bytes) -> bytes:
+        """Name of the channel where the question with this id is answered."""
+        return self.answers + question.hex().encode("ascii")
+
+    def report(self, member: str) -> bytes:
+        """Name of the report of a member, see P12."""
+        return self.reports + member.encode("utf-8")
 
     def receipts(self, instance_id: str) -> bytes:
         """Name of the channel where an instance is told who has applied its acknowledged writes (P12)."""
@@ -69,6 +83,9 @@ def shard_names(namespace: str, shard: int, database: int) -> ShardNames:
         values=prefix + b"v:",
         refreshes=prefix + b"r:",
         members=prefix + b"members",
+        questions=prefix + b"questions:%d" % database,
+        answers=prefix + b"answers:%d:" % database,
+        reports=prefix + b"i:",
     )
 
 

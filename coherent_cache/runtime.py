@@ -17,9 +17,11 @@ from math import inf
 from random import Random
 from typing import Any, Final, Protocol
 
+from coherent_cache.__about__ import __version__
 from coherent_cache.config import Settings
 from coherent_cache.core.instance import Instance
 from coherent_cache.core.leasing import LoaderError
+from coherent_cache.core.reporting import ProcessFacts, Reporter
 from coherent_cache.core.requests import (
     FRONT_REQUESTS,
     LeaveRequest,
@@ -42,6 +44,7 @@ from coherent_cache.events import CommandFailed, Event, InternalError
 from coherent_cache.loads import Background, Dependencies, Renewals
 from coherent_cache.logs import EventLog
 from coherent_cache.remote.async_io import AsyncIO
+from coherent_cache.remote.inquiry import Inquiry
 from coherent_cache.remote.scripts import Scripts
 from coherent_cache.remote.subscriber import Subscriber
 from coherent_cache.remote.sync_io import ConnectionPool, SyncIO
@@ -122,6 +125,10 @@ class Runtime:
             emit=self.events.emit,
         )
         self.events.on_traces = self.instance.set_trace
+        reporter = None
+        if settings.report:
+            facts = ProcessFacts(__version__, socket.gethostname(), self.pid, time.time(), clock())
+            reporter = Reporter(self.instance, facts)
         scripts = Scripts(settings, instance_id=instance_id, database=endpoint.database, member=member)
         name = f"coherent-cache:{instance_id}"
         self._pool = ConnectionPool(endpoint, name=name, size=settings.max_connections, timeout=settings.timeout)
@@ -138,6 +145,7 @@ class Runtime:
             rng=rng,
             counters=self.instance.counters,
             events=self.events,
+            reporter=reporter,
         )
         self._name = name
         self._scripts = scripts
@@ -336,6 +344,25 @@ class Runtime:
             if self.settings.local_enabled:
                 self.started = self._subscriber.start()
         _close_with_child()
+
+    @property
+    def server(self) -> str:
+        """Where Redis is, for people: never with user or password."""
+        note = self._endpoint.note
+        return f"{self._endpoint.description} ({note})" if note else self._endpoint.description
+
+    def inquiry(self) -> Inquiry:
+        """Return what asks the whole fleet; it must be closed.
+
+        Raises:
+            CacheUnavailable: the cache is closed, or Redis is away.
+            NamespaceMismatch: the namespace was created with other settings.
+        """
+        self.begin()
+        if not self.checked:
+            self._io.execute(CHECK_NAMESPACE)
+            self.checked = True
+        return Inquiry(self._endpoint, self._scripts, self._io, clock=clock, name=f"{self._name}:inquiry")
 
     def wait(self, predicate: Callable[[], bool], timeout: float) -> bool:
         """Wait until ``predicate`` holds, looked at whenever the stream's state changed; return whether it does.

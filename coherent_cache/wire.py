@@ -293,6 +293,26 @@ def decode_envelope(data: bytes, prefix: bytes) -> Envelope:
     return _decode_envelope(data, prefix)
 
 
+def decode_header(data: bytes) -> tuple[bytes, int, int]:
+    """Decode epoch, seq and codec from the first 70 bytes of an envelope, of whatever key and schema.
+
+    Raises:
+        WireError: not an envelope, or a damaged one.
+    """
+    if len(data) < _HEADER.size or data[:1] != _MAGIC:
+        raise WireError("not an envelope")
+    (
+        start, _, flags_mark, _, codec_mark, codec, epoch_head, epoch, mark, seq_text, expires_mark, expires_text,
+    ) = _HEADER.unpack_from(data)  # fmt: skip
+    if (start, flags_mark, codec_mark, epoch_head, mark, expires_mark) != _LAYOUT:
+        raise WireError("damaged envelope header")
+    seq = _number(seq_text)
+    _number(expires_text)
+    if not 0 < seq <= MAX_SEQ:
+        raise WireError("version out of range")
+    return epoch, seq, codec
+
+
 def _decode_envelope(data: bytes, prefix: bytes) -> Envelope:
     if data[:1] != _MAGIC:
         raise WireError("not an envelope")
@@ -366,7 +386,7 @@ def decode_message(data: bytes) -> Message:
         UnknownFormat: a message of a format or kind that this release does not know.
         WireError: anything else that is no message.
     """
-    fields = _unpack(data, _MESSAGE_TYPES, "message")
+    fields = unpack_fields(data, _MESSAGE_TYPES, "message")
     number, epoch, seq, nonce, previous, seconds, microseconds, origin, names = fields
     wants_receipts = number >= 0 and bool(number & _WANTS_RECEIPTS)
     kind = _KINDS.get(number - _WANTS_RECEIPTS if wants_receipts else number)
@@ -395,7 +415,7 @@ def decode_receipt(data: bytes) -> tuple[bytes, str]:
         UnknownFormat: a receipt of a format that this release does not know.
         WireError: anything else that is no receipt.
     """
-    nonce, member = _unpack(data, _RECEIPT_TYPES, "receipt")
+    nonce, member = unpack_fields(data, _RECEIPT_TYPES, "receipt")
     if len(nonce) != NONCE_BYTES:
         raise WireError("a nonce is of another length")
     return nonce, member
@@ -417,7 +437,7 @@ def decode_sync_reply(data: bytes) -> SyncReply:
     Raises:
         WireError: anything that is none.
     """
-    fields = _unpack(data, _SYNC_TYPES, "sync reply")
+    fields = unpack_fields(data, _SYNC_TYPES, "sync reply")
     token, status, epoch, seq, nonce, seconds, microseconds, entries = fields
     if entries and set(map(type, entries)) != {bytes}:
         raise WireError("a sync reply's entries are not all bytes")
@@ -445,8 +465,13 @@ def _number(text: str | bytes) -> int:
     return int(text)
 
 
-def _unpack(data: bytes, types: list[type], what: str) -> list[Any]:
-    """Read the format byte and an array whose items are of exactly these types."""
+def unpack_fields(data: bytes, types: list[type], what: str) -> list[Any]:
+    """Read the format byte and an array whose items are of exactly these types.
+
+    Raises:
+        UnknownFormat: the format byte is another.
+        WireError: anything else that is no such array.
+    """
     if not data:
         raise WireError(f"empty {what}")
     if data[0] != MESSAGE_FORMAT:

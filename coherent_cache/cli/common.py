@@ -11,7 +11,9 @@ from math import isfinite
 from typing import Any, Final
 
 from coherent_cache.cache import CoherentCache
+from coherent_cache.config import Settings
 from coherent_cache.errors import ConfigError
+from coherent_cache.remote.inquiry import find_shards
 
 EXIT_OK: Final = 0
 EXIT_PROBLEM: Final = 1
@@ -51,7 +53,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     # The values of the variables are no defaults: those are shown by --help, and a URL may hold a password.
     parser.add_argument("--url", help=f"where Redis is (else {URL_VARIABLE}, else {DEFAULT_URL})")
     parser.add_argument("--namespace", help=f"namespace of the cache (else {NAMESPACE_VARIABLE})")
-    parser.add_argument("--shards", type=int, default=1, help="as the namespace was created with (default 1)")
+    parser.add_argument("--shards", type=int, help="as the namespace was created with (else as it is found)")
     add_json(parser)
 
 
@@ -60,12 +62,16 @@ def open_cache(args: argparse.Namespace) -> CoherentCache:
 
     Raises:
         ConfigError: no namespace was given, or an option is unusable.
+        CacheUnavailable: Redis is away or refuses.
     """
     namespace = args.namespace or os.environ.get(NAMESPACE_VARIABLE)
     if not namespace:
         raise ConfigError("namespace", f"give --namespace, or set {NAMESPACE_VARIABLE}")
     url = args.url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
-    return CoherentCache(url, namespace=namespace, shards=args.shards, local_enabled=False)
+    shards = args.shards
+    if shards is None:
+        shards = find_shards(url, Settings(namespace=namespace)) or 1
+    return CoherentCache(url, namespace=namespace, shards=shards, local_enabled=False)
 
 
 def say(text: str) -> None:

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Final, NoReturn, Protocol
 
 from coherent_cache.__about__ import __version__
-from coherent_cache.cli import clear, delete, demo, get, serve_embedded
+from coherent_cache.cli import clear, delete, demo, get, serve_embedded, stats, top
 from coherent_cache.cli import set as set_
 from coherent_cache.cli.common import (
     EXIT_NO_REDIS,
@@ -54,6 +54,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "set": set_,
     "delete": delete,
     "clear": clear,
+    "stats": stats,
+    "top": top,
     "serve-embedded": serve_embedded,
 }
 """All commands, in the order of ``--help``. A new one is a module of its own and a line here."""

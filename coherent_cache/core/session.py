@@ -4,9 +4,9 @@ Pure: whoever drives it owns the connection, reports what comes in *in stream or
 holds after each call. A session lives as long as its connection; a new connection gets a new session.
 
 One connection, one order: subscribe to every channel; when all subscriptions are confirmed, resynchronise each shard;
-then send a heartbeat per shard every ``heartbeat`` seconds. A heartbeat that shows a difference turns into a resync.
-At most one question per shard is on its way. An answer that is late makes its shards suspect; one that is later still
-ends the connection.
+then send a heartbeat per shard every ``heartbeat`` seconds, and with some of them a report for operators. A heartbeat
+that shows a difference turns into a resync. At most one question per shard is on its way. An answer that is late makes
+its shards suspect; one that is later still ends the connection.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
+from coherent_cache.core.reporting import Reporter
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.states import State
 from coherent_cache.wire import (
@@ -74,7 +75,33 @@ class Receipt:
     nonce: bytes
 
 
-Command = Subscribe | Sync | Receipt
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Leave this instance's report in Redis.
+
+    Attributes:
+        data: the report.
+        expiry_ms: milliseconds after which it is gone.
+    """
+
+    data: bytes
+    expiry_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """Answer a question to this instance.
+
+    Attributes:
+        question: the question's id.
+        data: the answer.
+    """
+
+    question: bytes
+    data: bytes
+
+
+Command = Subscribe | Sync | Receipt | Report | Response
 
 
 @dataclass(slots=True)
@@ -105,6 +132,7 @@ class Session:
         patience: float,
         replay_limit: int,
         now: float,
+        reporter: Reporter | None = None,
     ) -> None:
         """Begin on a fresh connection.
 
@@ -116,6 +144,7 @@ class Session:
             patience: seconds after which an unanswered question ends the connection.
             replay_limit: missed messages up to which a resync replays.
             now: local clock in seconds.
+            reporter: makes reports and answers questions; None if this instance tells nothing of itself.
         """
         self.failure: str | None = None
         self.outgoing: deque[Command] = deque([Subscribe(tuple(shard.index for shard in shards))])
@@ -131,6 +160,8 @@ class Session:
         self._next_beat = dict.fromkeys(self._shards, inf)
         self._confirm_by = now + patience
         self._counter = 0
+        self._reporter = reporter
+        self._report_due = -inf
         self._dropped = False
 
     # -- what the driver reports, in stream order ------------------------------------------------------------------
@@ -165,6 +196,14 @@ class Session:
         except WireError:
             return
         self._shards[shard].receive(nonce, member)
+
+    def question(self, data: bytes, now: float) -> None:
+        """An operator's question to the instances came. It is answered, and changes nothing."""
+        self.foreign += 1
+        if self._reporter is not None:
+            answered = self._reporter.answer(data, now)
+            if answered is not None:
+                self.outgoing.append(Response(*answered))
 
     def answer(self, shard: int, data: bytes, now: float) -> None:
         """An answer came: to the shard's question on its way, or to one that was given up."""
@@ -211,6 +250,10 @@ class Session:
                 question.suspected = True
                 shard.suspect("late heartbeat")
             shard.tick(now)
+        if self._reporter is not None and now >= self._report_due and self.established:
+            self.outgoing.append(Report(self._reporter.report(now), self._reporter.expiry_ms))
+            # A little earlier than due: it then goes with a heartbeat, and wakes nobody by itself.
+            self._report_due = now + self._reporter.interval - 0.5 * self._heartbeat
 
     def lost(self, cause: str) -> None:
         """The connection ended, or is being ended. Idempotent."""
@@ -220,6 +263,11 @@ class Session:
                 shard.doubt(cause)
 
     # -- what the driver asks --------------------------------------------------------------------------------------
+
+    @property
+    def silent(self) -> bool:
+        """Whether this instance tells nothing of itself: questions need not come at all."""
+        return self._reporter is None
 
     @property
     def established(self) -> bool:

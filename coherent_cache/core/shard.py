@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from math import inf
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeVar
 
 from coherent_cache.core.entries import Entry, KeptEntry, RemovalCause
 from coherent_cache.core.local_tier import LocalTier
@@ -44,6 +44,8 @@ from coherent_cache.events import (
 from coherent_cache.versions import Version
 from coherent_cache.wire import Kind, Message, SyncReply, WireError, decode_message
 
+T = TypeVar("T")
+
 PAST_EPOCHS: Final = 8
 """Epochs remembered as lost: a late reply that carries one tells nothing new."""
 
@@ -52,6 +54,12 @@ SWEEP_ENTRIES: Final = 2_000
 
 SUMMARY_SECONDS: Final = 10.0
 """Seconds between two summaries of what left the local tier."""
+
+RECENT_MESSAGES: Final = 128
+"""Latest messages that are remembered, to explain what happened to a key."""
+
+RECENT_NAMES: Final = 32
+"""Names of one message that are remembered."""
 
 MAX_TAG_FLOORS: Final = 10_000
 """Tag floors kept for fills under way; beyond that all of them are refused instead (review A20)."""
@@ -76,6 +84,8 @@ class Shard:
             takes the tier's horizon, but not this.
         synced: whether messages continue the position; False from a doubt to the next completed resync.
         lag: the propagation meter.
+        recent: the latest messages, for explanations: local clock when each came, the message with at most
+            ``RECENT_NAMES`` of its names, how many it had, and whether it concerned anything here.
         known_since: local clock since when every member of this epoch and server has been entered in the registry, as
             far as can be told from here (P12); ``inf`` as long as nothing can.
     """
@@ -105,6 +115,7 @@ class Shard:
         "nonce",
         "on_doubt",
         "position",
+        "recent",
         "server",
         "state",
         "synced",
@@ -148,6 +159,7 @@ class Shard:
         self.lag = LagMeter()
         self.trace = False
         self.on_doubt: Callable[[], None] | None = None
+        self.recent: deque[tuple[float, Message, int, bool]] = deque(maxlen=RECENT_MESSAGES)
         self._past_epochs: deque[bytes] = deque(maxlen=PAST_EPOCHS)
         self._tokens = TokenTable()
         self._waiters = WaiterTable()
@@ -361,6 +373,7 @@ class Shard:
                 applied, sound = True, False
             if applied:
                 counters.applied += 1
+            self._remember(message, applied, now)
             if self.trace:
                 self._emit(
                     InvalidationReceived(
@@ -445,8 +458,9 @@ class Shard:
                 dropped = self.tier.drop_above(self.position)
                 self._forget_versions(above=self.position)
                 for message in missed:
-                    if self._evict(message):
-                        self._counters.applied += 1
+                    applied = self._evict(message)
+                    self._counters.applied += applied
+                    self._remember(message, applied, now)
                     self._counters.received += 1
                 replayed = len(missed)
                 outcome = "replayed" if replayed else "unbroken"
@@ -510,6 +524,16 @@ class Shard:
     def state_at(self, now: float) -> State:
         """State at ``now``, right even if the subscriber thread was not running for a while."""
         return State.DISCONNECTED if now > self.lapses_at else self.state
+
+    def look(self, read: Callable[[Shard], T]) -> T:
+        """Return what ``read`` finds in this shard at one moment; it must change nothing, and not block."""
+        with self._lock:
+            return read(self)
+
+    def under_way(self, key: str) -> int:
+        """Return how many commands are under way that may bring a value of a key."""
+        with self._lock:
+            return self._tokens.count(key)
 
     # -- requires holding the lock ---------------------------------------------------------------------------------
 
@@ -619,6 +643,12 @@ class Shard:
             evicted, marked = evict_older(key, seq), mark(key, seq)
             applied = applied or evicted or marked
         return applied
+
+    def _remember(self, message: Message, applied: bool, now: float) -> None:  # noqa: FBT001
+        names = message.names
+        if len(names) > RECENT_NAMES:
+            message = message._replace(names=names[:RECENT_NAMES])
+        self.recent.append((now, message, len(names), applied))
 
     def _raise_floor(self, kind: Kind, seq: int, tags: tuple[str, ...]) -> bool:
         if kind is Kind.CLEAR:

@@ -45,6 +45,10 @@ class TokenTable:
         """Whether there is any token."""
         return bool(self._single or self._bulk)
 
+    def count(self, key: str) -> int:
+        """Return how many tokens there are for a key."""
+        return len(self._single.get(key, ())) + sum(key in token.keys for token in self._bulk)
+
     def is_alone(self, token: Token) -> bool:
         """Whether no other token than this one could be marked."""
         return not self._single and self._bulk == [token]

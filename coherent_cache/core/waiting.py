@@ -160,6 +160,10 @@ class Flights:
         """Loads under way."""
         return len(self._flights)
 
+    def __contains__(self, key: str) -> bool:
+        """Whether a load of a key is under way."""
+        return key in self._flights
+
     def join(self, key: str, home: object = None) -> tuple[Flight, Waiter | None, bool]:
         """Join the flight of a key, or begin one, with its ``home``.
 

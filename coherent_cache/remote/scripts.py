@@ -43,7 +43,7 @@ from coherent_cache.core.requests import (
     TouchRequest,
     WriteReply,
 )
-from coherent_cache.core.session import Receipt, Sync
+from coherent_cache.core.session import Receipt, Report, Response, Sync
 from coherent_cache.errors import CacheUnavailable, NamespaceMismatch
 from coherent_cache.keys import ShardNames, shard_names
 from coherent_cache.remote.connection import ReplyError, pack
@@ -87,6 +87,7 @@ FLOOR: Final = Script.load("common", "write", "floor")
 BATCH: Final = Script.load("common", "write", "envelope", "batch")
 SYNC: Final = Script.load("common", "sync")
 MEMBERS: Final = Script.load("members")
+VERSIONS: Final = Script.load("envelope", "versions")
 
 STORE_WORDS: Final = 17
 """Words of the call that stores one value."""
@@ -333,6 +334,20 @@ class Scripts:
         channel = self.names[receipt.shard].receipts(receipt.origin)
         return PlainCall(pack((b"PUBLISH", channel, encode_receipt(receipt.nonce, self.member))))
 
+    def report(self, report: Report) -> PlainCall:
+        """Make the call that leaves this instance's report in Redis."""
+        name = self.names[0].report(self.member)
+        return PlainCall(pack((b"SET", name, report.data, b"PX", report.expiry_ms)))
+
+    def response(self, response: Response) -> PlainCall:
+        """Make the call that answers a question to this instance."""
+        return PlainCall(pack((b"PUBLISH", self.names[0].answer(response.question), response.data)))
+
+    def versions(self, shard: int, keys: Sequence[str]) -> ScriptCall:
+        """Make the call that asks for the versions of values, for people who look on."""
+        values = tuple(map(self._value(shard), keys))
+        return ScriptCall(VERSIONS, (len(keys) + 1, self.names[shard].clock, *values, self._config), _no_parser)
+
     def error(self, error: ReplyError) -> NamespaceMismatch | None:
         """Return the error that a script's own error answer stands for, None if it is not a script's own."""
         if error.code != MISMATCH:
@@ -505,4 +520,4 @@ def _parse_write(raw: Any, server: str, sent_at: float) -> WriteReply:
 
 
 def _no_parser(_raw: Any, _server: str, _sent_at: float) -> Reply:
-    raise CacheUnavailable("a sync call's answer belongs to the subscriber")
+    raise CacheUnavailable("the answer to this call belongs to who made it")

@@ -25,7 +25,8 @@ import redis
 from redis.connection import AbstractConnection
 
 from coherent_cache.config import Settings
-from coherent_cache.core.session import Command, Receipt, Session, Subscribe, Sync
+from coherent_cache.core.reporting import Reporter
+from coherent_cache.core.session import Command, Receipt, Report, Response, Session, Subscribe, Sync
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.stats import Counters
 from coherent_cache.core.waiting import Waiter
@@ -87,6 +88,7 @@ class Subscriber:
         rng: Random,
         counters: Counters,
         events: EventSink,
+        reporter: Reporter | None = None,
     ) -> None:
         """Combine the parts; :meth:`start` starts the thread.
 
@@ -102,6 +104,7 @@ class Subscriber:
             rng: for the jitter of pauses.
             counters: the instance's counters.
             events: takes events, and delivers them when no lock is held.
+            reporter: makes reports and answers questions; None if this instance tells nothing of itself.
         """
         self._shards = shards
         self._settings = settings
@@ -115,6 +118,7 @@ class Subscriber:
         self._counters = counters
         self._events = events
         self._emit = events.emit
+        self._reporter = reporter
         self._inline = endpoint.kwargs["protocol"] == 3
         self._protocol: int | None = None
         self._stopping = threading.Event()
@@ -243,6 +247,7 @@ class Subscriber:
             patience=max(2 * self._settings.heartbeat, self._settings.max_staleness / 2),
             replay_limit=self._settings.replay_limit if self._replays else 0,
             now=self._clock(),
+            reporter=self._reporter,
         )
         wire = _Wire(link, session, self._scripts, self._io, channels, receipts, {} if self._inline else marks)
         self._link = link
@@ -316,6 +321,13 @@ class Subscriber:
         self._events.drain()
 
 
+_Aside = Receipt | Report | Response
+"""What no proof of freshness depends on."""
+
+_ANSWERED_BY: Final = {Sync: bytes, Receipt: int, Report: bytes, Response: int}
+"""Types of answers. To how many subscribers a message went says nothing about who has read it."""
+
+
 class _NeedsMarks(Exception):
     """The server allows no commands on a subscriber connection."""
 
@@ -341,8 +353,8 @@ class _Wire:
         self._receipts = receipts
         self._marks = marks
         self._mark_of = {shard: channel for channel, shard in marks.items()}
-        self._confirmed: set[bytes] = set()
-        self._asked: deque[tuple[Sync | Receipt, bool]] = deque()
+        self._questions = b"" if session.silent else scripts.names[0].questions
+        self._asked: deque[tuple[Sync | _Aside, bool]] = deque()
 
     def send_outgoing(self) -> None:
         """Send what the session wants sent."""
@@ -350,9 +362,10 @@ class _Wire:
             command: Command = self._session.outgoing.popleft()
             if isinstance(command, Subscribe):
                 # The others first: a shard counts as confirmed with its own channel.
-                self._link.send(pack((b"SUBSCRIBE", *self._marks, *self._receipts, *self._channels)))
-            elif isinstance(command, Receipt):
-                self._send_receipt(command)
+                questions = (self._questions,) if self._questions else ()
+                self._link.send(pack((b"SUBSCRIBE", *questions, *self._marks, *self._receipts, *self._channels)))
+            elif not isinstance(command, Sync):
+                self._send_aside(command)
             elif self._marks:
                 self._ask_for_mark(command)
             else:
@@ -368,8 +381,7 @@ class _Wire:
                 if item.channel in self._receipts:
                     self._session.receipt(self._receipts[item.channel], item.data)
                     return True
-                if item.channel in self._marks:
-                    self._session.answer(self._marks[item.channel], item.data, now)
+                self._dispatch_other(item, now)
             case "subscribe":
                 if item.channel in self._channels:
                     self._session.confirmed(self._channels[item.channel], now)
@@ -379,20 +391,26 @@ class _Wire:
                 raise LinkLost(f"unexpected {item.kind}: {item.data!r:.100}")
             case "reply":
                 command, _ = self._asked.popleft()
-                if isinstance(command, Receipt) and isinstance(item.data, int):
-                    return False  # to how many it went: says nothing about who has read it
-                if not (isinstance(command, Sync) and isinstance(item.data, bytes)):
+                if type(item.data) is not _ANSWERED_BY[type(command)]:
                     raise LinkLost("a command of the subscriber was answered by something else")
-                self._session.answer(command.shard, item.data, now)
+                if isinstance(command, Sync) and isinstance(item.data, bytes):
+                    self._session.answer(command.shard, item.data, now)
             case _:
                 self._refused(*self._asked.popleft(), item.data)
         return False
 
-    def _refused(self, command: Sync | Receipt, text_sent: bool, error: ReplyError) -> None:  # noqa: FBT001
+    def _dispatch_other(self, item: Item, now: float) -> None:
+        """Hand in what is no invalidation: an answer that came as a mark, or an operator's question."""
+        if item.channel in self._marks:
+            self._session.answer(self._marks[item.channel], item.data, now)
+        elif item.channel == self._questions:
+            self._session.question(item.data, now)
+
+    def _refused(self, command: Sync | _Aside, text_sent: bool, error: ReplyError) -> None:  # noqa: FBT001
         if _NOT_WHILE_SUBSCRIBED in str(error):
             raise _NeedsMarks
-        if isinstance(command, Receipt):
-            return  # the writer waits a little longer
+        if not isinstance(command, Sync):
+            return  # the writer waits a little longer, the operator sees a little less
         if error.code == "NOSCRIPT" and not text_sent:
             self._ask_inline(command, text=True)
         else:
@@ -403,14 +421,20 @@ class _Wire:
         self._asked.append((command, text))
         self._link.send(call.packed_with_text() if text else call.packed)
 
-    def _send_receipt(self, receipt: Receipt) -> None:
-        """Tell a writer that its message was applied; if that fails, it waits a little longer (P12)."""
-        call = self._scripts.receipt(receipt)
+    def _send_aside(self, command: _Aside) -> None:
+        """Send what others would like to know. If a receipt fails, its writer waits a little longer (P12)."""
+        match command:
+            case Receipt():
+                call = self._scripts.receipt(command)
+            case Report():
+                call = self._scripts.report(command)
+            case Response():
+                call = self._scripts.response(command)
         if self._marks:
             with suppress(CacheUnavailable):
                 self._io.ask(call)
         else:
-            self._asked.append((receipt, False))
+            self._asked.append((command, False))
             self._link.send(call.packed)
 
     def _ask_for_mark(self, command: Sync) -> None:

@@ -26,6 +26,7 @@ RANGES = {
     "local_ttl": ([None, 0.001, 1, 300.0, 315_360_000], [0, 0.0009, -1, 315_360_001, "300", True]),
     "local_enabled": ([True, False], [0, 1, None, "yes"]),
     "copy_values": ([True, False], [0, 1, None, "no"]),
+    "report": ([True, False], [0, 1, None, "no"]),
     "heartbeat": ([0.005, 1, 1.5], [0, 0.004, 3601, "1", None, True]),
     "max_staleness": ([3.0, 5, 86_400], [0, 0.014, 86_401, "5", None, True]),
     "on_disconnect": (["bypass", "serve_stale", "fail"], ["BYPASS", "", None, True]),

@@ -8,7 +8,8 @@ from random import Random
 from typing import Any, Final, NamedTuple
 
 from coherent_cache.core.instance import Instance
-from coherent_cache.core.session import Command, Receipt, Subscribe, Sync
+from coherent_cache.core.questions import MAX_QUESTION_KEYS, QUESTION_ID_BYTES, Ask, Question, encode_question
+from coherent_cache.core.session import Command, Receipt, Report, Response, Subscribe, Sync
 from coherent_cache.errors import CacheUnavailable
 from coherent_cache.testing.simulation.loop import Loop, Owner
 from coherent_cache.testing.simulation.server import Refused, Server
@@ -21,11 +22,15 @@ RESET: Final = 0.001
 """Seconds until a connection that does not exist any more is answered with a reset."""
 
 
+QUESTION: Final = encode_question(Question(bytes(QUESTION_ID_BYTES), Ask.SAMPLE, most=MAX_QUESTION_KEYS))
+"""What operators ask: all that can be told."""
+
+
 class Item(NamedTuple):
     """Something that a server sent to a subscriber.
 
     Attributes:
-        kind: ``confirmed``, ``message``, ``receipt`` or ``answer``.
+        kind: ``confirmed``, ``message``, ``receipt``, ``question`` or ``answer``.
         shard: the shard.
         data: the bytes.
         taint: for an answer, how often the stream had been damaged in silence when the server gave it.
@@ -111,6 +116,8 @@ class Link:
         self._loop = loop
         self._weather = weather
         self._rng = rng
+        # Reports and questions have delays of their own: they must not decide how long other packets take.
+        self._aside = Random(0)  # noqa: S311  # simulation
         self._wake = wake
         self._last_down = 0.0
         self._last_up = 0.0
@@ -128,7 +135,8 @@ class Link:
             self.cut(self._weather.delay(self._rng))
             return
         self.pending.append(Item(kind, shard, data, self.taints[shard]))
-        arrival = max(self._loop.now + self._weather.delay(self._rng), self._last_down, self.stalled_until)
+        rng = self._aside if kind == "question" else self._rng
+        arrival = max(self._loop.now + self._weather.delay(rng), self._last_down, self.stalled_until)
         self._last_down = arrival
         self._loop.at(arrival, None, self._arrive)
 
@@ -160,12 +168,19 @@ class Link:
         else:
             self.run(command, server)
 
-    def run(self, command: Sync | Receipt, server: Server) -> None:
+    def run(self, command: Sync | Receipt | Report | Response, server: Server) -> None:
         """Let a server run a command of this connection's owner."""
         instance = self.instance
         if isinstance(command, Receipt):
             receipt = encode_receipt(command.nonce, instance.member)
             server.publish_receipt(command.shard, command.origin, receipt)
+            return
+        if isinstance(command, Report):
+            # No other process reads it. In its place an operator asks, so that questions come in between messages.
+            if self in server.links:
+                self.push("question", 0, QUESTION)
+            return
+        if isinstance(command, Response):
             return
         bound_ms = round(instance.settings.longest_age * 1000)
         answer = server.sync(command.shard, command.token, command.seq, member=instance.member, bound_ms=bound_ms)
@@ -176,7 +191,8 @@ class Link:
 
     def send(self, command: Command) -> None:
         """Send a command to the server."""
-        arrival = max(self._loop.now + self._weather.delay(self._rng), self._last_up, self.stalled_until)
+        rng = self._aside if isinstance(command, Report | Response) else self._rng
+        arrival = max(self._loop.now + self._weather.delay(rng), self._last_up, self.stalled_until)
         self._last_up = arrival
         self._loop.at(arrival, None, self._receive, command)
 

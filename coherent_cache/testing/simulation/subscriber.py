@@ -6,7 +6,8 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-from coherent_cache.core.session import Command, Receipt, Session, Subscribe, Sync
+from coherent_cache.core.reporting import ProcessFacts, Reporter
+from coherent_cache.core.session import Command, Receipt, Report, Response, Session, Subscribe, Sync
 from coherent_cache.errors import CacheUnavailable
 from coherent_cache.testing.simulation.network import Exchange, Link
 
@@ -43,6 +44,7 @@ class SubscriberThread:
         self._rng = rng
         self._marks = marks
         self._buffer_limit = buffer_limit
+        self._reporter = Reporter(process.core, ProcessFacts("", process.name, 0, 0.0, 0.0))
         self._pause = FIRST_PAUSE
         self._established = False
         self._replays = True
@@ -106,6 +108,7 @@ class SubscriberThread:
             patience=max(2 * settings.heartbeat, settings.max_staleness / 2),
             replay_limit=settings.replay_limit if self._replays else 0,
             now=process.local(),
+            reporter=self._reporter,
         )
         process.pool.server = server
         self._next_tick = 0.0
@@ -134,6 +137,8 @@ class SubscriberThread:
                 session.confirmed(item.shard, now)
             elif item.kind == "receipt":
                 session.receipt(item.shard, item.data)
+            elif item.kind == "question":
+                session.question(item.data, now)
             else:
                 process.answering = item.taint
                 session.answer(item.shard, item.data, now)
@@ -177,13 +182,13 @@ class SubscriberThread:
             due = self._process.to_global(self._next_tick)
             self._schedule(max(self._loop.now, min(due, self._loop.now + LONGEST_WAIT)))
 
-    def _run_elsewhere(self, link: Link, command: Sync | Receipt) -> None:
+    def _run_elsewhere(self, link: Link, command: Sync | Receipt | Report | Response) -> None:
         """Run it on a command connection; a script publishes its answer to this connection alone. Blocks."""
 
         def done(outcome: Any, run_id: str) -> None:
             if self.link is not link:
                 return
-            if isinstance(command, Receipt):
+            if not isinstance(command, Sync):
                 self._send_outgoing()
             elif isinstance(outcome, CacheUnavailable):
                 self._end(f"cannot ask: {outcome}")
@@ -249,4 +254,8 @@ def _describe(command: Command) -> str:
         return "sends SUBSCRIBE"
     if isinstance(command, Receipt):
         return f"sends {command.origin} a receipt"
+    if isinstance(command, Report):
+        return "reports itself"
+    if isinstance(command, Response):
+        return "answers a question"
     return "sends heartbeat" if command.seq is None else f"sends resync from {command.seq}"

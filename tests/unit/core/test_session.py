@@ -9,7 +9,18 @@ from math import inf
 import pytest
 
 from coherent_cache.core.entries import Entry
-from coherent_cache.core.session import SUSPECT_AT, WRITABLE_STATUSES, Receipt, Session, Subscribe, Sync
+from coherent_cache.core.questions import Ask, Question, decode_report, encode_question
+from coherent_cache.core.reporting import ProcessFacts, Reporter
+from coherent_cache.core.session import (
+    SUSPECT_AT,
+    WRITABLE_STATUSES,
+    Receipt,
+    Report,
+    Response,
+    Session,
+    Subscribe,
+    Sync,
+)
 from coherent_cache.core.states import State
 from coherent_cache.events import MessageDamaged, MessageGap, Resynced, StateChanged
 from coherent_cache.wire import Kind, SyncReply, encode_message, encode_receipt, encode_sync_reply
@@ -30,7 +41,7 @@ NOW = 1000.0
 class Talk:
     """A session of one member, its server played by the test."""
 
-    def __init__(self, world, *, replay_limit=100):
+    def __init__(self, world, *, replay_limit=100, reporter=False):
         (self.member,) = world
         self.shard = self.member.shard
         self.clock = self.member.clock
@@ -42,6 +53,7 @@ class Talk:
             patience=PATIENCE,
             replay_limit=replay_limit,
             now=NOW,
+            reporter=Reporter(self.member.instance, ProcessFacts("1", "host", 1, 0.0, 0.0)) if reporter else None,
         )
 
     def __getattr__(self, name):
@@ -800,3 +812,72 @@ def test_i12_i19_lost_data_is_found_by_the_next_heartbeat(new_world, lose):
     assert a.get("k") is ABSENT
     b.set("k", "again")
     assert a.get("k") == "again"
+
+
+# --- what an instance tells of itself ---
+
+
+@pytest.fixture
+def telling(new_world):
+    return Talk(new_world(members="a", connect=False), reporter=True)
+
+
+def reports(talk):
+    """Take what is to be sent; return the reports in it, and the questions that are to be answered."""
+    sent = list(talk.session.outgoing)
+    talk.session.outgoing.clear()
+    return [each for each in sent if isinstance(each, Report)], [each for each in sent if isinstance(each, Sync)]
+
+
+def test_an_instance_reports_itself_with_every_second_heartbeat(telling):
+    telling.start()
+    telling.tick(NOW)
+    (first,), _ = reports(telling)
+    assert (decode_report(first.data).instance, first.expiry_ms) == ("a", 6000)
+
+    counts = []
+    for beat in range(1, 7):
+        telling.tick(NOW + beat)
+        told, (heartbeat,) = reports(telling)
+        counts.append(len(told))
+        telling.reply(10, to=heartbeat)
+    assert counts == [0, 1, 0, 1, 0, 1]
+
+
+def test_a_report_wakes_nobody(telling):
+    telling.start()
+    telling.tick(NOW)
+    telling.session.outgoing.clear()
+
+    assert telling.next_tick() == NOW + HEARTBEAT
+
+
+def test_who_is_not_synchronised_on_a_connection_does_not_report_on_it(telling):
+    telling.tick(NOW)
+    telling.asked()
+    telling.session.confirmed(0, NOW)
+    telling.tick(NOW)
+
+    assert reports(telling)[0] == []
+
+
+def test_a_question_is_answered_at_any_time(telling):
+    telling.asked()
+    question = encode_question(Question(b"12345678", Ask.STATUS))
+
+    telling.session.question(question, NOW)
+    answer = telling.asked()
+    assert isinstance(answer, Response)
+    assert answer.question == b"12345678"
+    telling.session.question(b"damaged", NOW)
+    assert not telling.session.outgoing
+    assert telling.foreign == 2
+
+
+def test_who_tells_nothing_of_itself_neither_reports_nor_answers(talk):
+    assert talk.silent
+    talk.start()
+    talk.tick(NOW)
+    talk.session.question(encode_question(Question(b"12345678", Ask.STATUS)), NOW)
+
+    assert not talk.session.outgoing

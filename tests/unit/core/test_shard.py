@@ -979,6 +979,7 @@ def test_p6_i4_just_what_was_missed_is_replayed(bench):
     assert bench.of(Resynced) == [Resynced(0, "cut", "replayed", 12, 2, 0)]
     counters = bench.counters
     assert (counters.replays, counters.received, counters.applied, counters.flushes) == (2, 2, 1, 0)
+    assert [(entry.seq, applied) for _, entry, _, applied in list(bench.shard.recent)[-2:]] == [(11, True), (12, False)]
     assert bench.removed() == {"invalidated": 1}
 
 

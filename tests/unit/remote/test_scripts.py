@@ -36,7 +36,7 @@ from coherent_cache.core.requests import (
     WaitRequest,
     WriteReply,
 )
-from coherent_cache.core.session import Receipt, Sync
+from coherent_cache.core.session import Receipt, Report, Response, Sync
 from coherent_cache.errors import CacheUnavailable, NamespaceMismatch
 from coherent_cache.keys import shard_names
 from coherent_cache.remote import scripts
@@ -67,6 +67,7 @@ ALL = {
     "BATCH": ("common", "write", "envelope", "batch"),
     "SYNC": ("common", "sync"),
     "MEMBERS": ("members",),
+    "VERSIONS": ("envelope", "versions"),
 }
 FOLDER = files("coherent_cache.remote") / "scripts"
 
@@ -602,8 +603,27 @@ def test_p12_who_ends_leaves_the_registry(made, count, entered):
 
 
 def test_the_answer_to_a_sync_belongs_to_the_subscriber(made):
-    with pytest.raises(CacheUnavailable, match="subscriber"):
+    with pytest.raises(CacheUnavailable, match="belongs to who made it"):
         made.sync(Sync(1, b"token", 0)).parse([b"answer"], "run-id", 1.5)
+
+
+def test_what_an_instance_tells_of_itself(made):
+    first = shard_names("shop", 0, 3)
+
+    assert commands(made.report(Report(b"data", 6000)).packed) == [
+        [b"SET", first.report(MEMBER), b"data", b"PX", b"6000"]
+    ]
+    assert commands(made.response(Response(b"\x01\xff", b"data")).packed) == [
+        [b"PUBLISH", first.answers + b"01ff", b"data"]
+    ]
+
+
+def test_versions_are_asked_for_by_name(made):
+    call = made.versions(1, ("a", "grün"))
+
+    assert commands(call.packed) == [
+        [b"EVALSHA", scripts.VERSIONS.sha, b"3", NAMES.clock, NAMES.value(b"a"), NAMES.value("grün".encode()), CONFIG]
+    ]
 
 
 # --- errors ---

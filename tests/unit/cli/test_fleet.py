@@ -1,0 +1,235 @@
+"""``stats`` and ``top``: rows, order, rates and remarks, without a Redis."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import replace
+from io import StringIO
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from coherent_cache import CacheUnavailable, CoherentCache
+from coherent_cache.cli import fleet_table, top
+from coherent_cache.cli import main as cli
+from coherent_cache.cli.fleet_table import SORTS, document, matches, plain, remarks, rows_of
+from coherent_cache.core.overview import FleetStatus
+from coherent_cache.core.questions import InstanceReport
+
+PATIENCE = 20.0
+
+QUIET = InstanceReport(
+    member="web-1:aa", instance="web-1", host="alpha", version="1.0", pid=1, state="coherent", horizon_age=0.5,
+    uptime=100.0, interval=2.0, entries=10, bytes=5_000, hits=90, misses=10, invalidations=50, resyncs=1,
+    propagation_p50=0.001, propagation_p99=0.02,
+)  # fmt: skip
+BUSY = replace(
+    QUIET, member="web-2:bb", instance="web-2", host="beta", uptime=200_000.0, entries=3_000_000, bytes=2_500_000_000,
+    hits=0, misses=1000, state="disconnected", errors=7, propagation_p50=None, propagation_p99=None,
+)  # fmt: skip
+
+
+def status(*instances, silent=(), exists=True):
+    return FleetStatus(namespace="shop", server="here", exists=exists, instances=instances, silent=silent)
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command line; give exit code, standard output and standard error."""
+
+    def run(*argv):
+        try:
+            code = cli.main(argv)
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def shop(run):
+    """Run a command on a namespace with one live instance."""
+    url = f"memory://{secrets.token_hex(4)}"
+    with CoherentCache(url, namespace="shop", heartbeat=0.02, max_staleness=10.0, instance_id="web-1") as cache:
+        assert cache.wait_ready(PATIENCE)
+        cache.set("a", 1)
+        until = time.monotonic() + PATIENCE
+        while not cache.fleet().totals.entries:
+            assert time.monotonic() < until
+        yield lambda *argv: run(*argv, "--url", url, "--namespace", "shop")
+
+
+def test_every_column_sorts_the_worst_first():
+    def order(sort):
+        return [row.report.instance for row in rows_of(status(QUIET, BUSY), sort=sort)]
+
+    assert {sort for sort in SORTS if order(sort) == ["web-2", "web-1"]} == {
+        "state", "entries", "bytes", "errors", "uptime",
+    }  # fmt: skip
+    assert rows_of(status(BUSY, QUIET))[0].report.instance == "web-1"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [("web", True), ("alph", True), ("coher", True), ("web-*", True), ("*-2", False), ("x", False)],
+)
+def test_instances_are_chosen_by_what_they_are_called(pattern, expected):
+    assert matches(QUIET, pattern) is expected
+    assert (len(rows_of(status(QUIET), pattern=pattern)) == 1) is expected
+
+
+def test_rates_are_counted_from_an_earlier_report():
+    later = replace(QUIET, uptime=102.0, hits=130, misses=30, invalidations=54)
+    (row,) = rows_of(status(later), before=[QUIET])
+    assert (row.reads, row.invalidations) == (30.0, 2.0)
+    (unknown,) = rows_of(status(later), before=[later])
+    assert (unknown.reads, unknown.invalidations) == (None, None)
+    assert document(status(later), [row])["totals"]["reads_per_second"] == 30.0
+
+
+def test_the_table_says_it_in_columns_of_one_width():
+    heading, quiet, busy, total = plain(status(QUIET, BUSY), rows_of(status(QUIET, BUSY)))
+
+    assert heading.split()[:4] == ["instance", "state", "horizon", "entries"]
+    assert quiet.split() == [
+        "web-1", "coherent", "0.50s", "10", "5.0kB", "90.0%", "-", "-", "1.0", "20.0", "1", "0", "0", "1m40s", "1.0",
+    ]  # fmt: skip
+    assert busy.split()[3:5] == ["3,000,000", "2.5GB"]
+    assert "2d07h" in busy
+    assert total.startswith("2 instances  1 coherent/1 disconnected")
+    assert heading.index("state") == quiet.index("coherent") == busy.index("disconnected")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(float("inf"), "-"), (None, "-"), (0.123, "0.12s"), (250.0, "250s")])
+def test_seconds(seconds, text):
+    assert fleet_table._seconds(seconds) == text
+
+
+def test_what_is_not_in_the_table_is_said():
+    assert remarks(status(QUIET)) == []
+    assert "nothing is there" in remarks(status(exists=False))[0]
+    nobody, more = remarks(status(silent=tuple(f"m{number}" for number in range(7))))
+    assert "no instance reports" in nobody
+    assert more.startswith("7 more")
+    assert more.endswith("m4 ...")
+
+
+def test_stats(shop):
+    code, out, err = shop("stats")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].startswith("shop at memory://")
+    assert out.splitlines()[2].split()[:2] == ["web-1", "coherent"]
+
+    code, out, _ = shop("stats", "--json", "--filter", "nobody")
+    assert code == 0
+    assert json.loads(out)["totals"]["instances"] == 0
+    assert json.loads(shop("stats", "--json")[1])["totals"]["entries"] == 1
+
+
+@pytest.mark.parametrize("command", [("stats",), ("top", "--once", "--every", "0.1")])
+def test_a_namespace_that_nobody_uses_is_said_to_be_none(run, command):
+    code, _, err = run(*command, "--url", f"memory://{secrets.token_hex(4)}", "--namespace", "shpo")
+    assert code == 1
+    assert err.startswith("coherent-cache: nothing is there: no cache has ever used namespace 'shpo'")
+
+
+@pytest.mark.parametrize("command", ["stats", "top"])
+def test_without_redis(run, command):
+    code, out, err = run(command, "--url", "redis://127.0.0.1:1", "--namespace", "shop")
+    assert (code, out) == (3, "")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [("--every", "0"), ("--every", "nan"), ("--sort", "nothing")])
+def test_top_wants_what_it_can_do(shop, arguments):
+    assert shop("top", *arguments)[0] == 2
+
+
+def test_top_once(shop):
+    code, out, err = shop("top", "--once", "--every", "0.1")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines() if line] == ["shop", "instance", "web-1", "1"]
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """Let ``top`` look a few times, then be interrupted; what happens before each look is the test's."""
+
+    def script(*actions):
+        steps = iter(actions)
+
+        def sleep(_):
+            action = next(steps, None)
+            if action is None:
+                raise KeyboardInterrupt
+            action()
+
+        # Not the sleep of everybody: the cache's thread sleeps as well.
+        monkeypatch.setattr(top, "time", SimpleNamespace(sleep=sleep, time=time.time, strftime=time.strftime))
+
+    return script
+
+
+def test_top_for_programs_is_a_line_per_look(shop, looks):
+    looks(lambda: None, lambda: None)
+    code, out, _ = shop("top", "--json")
+    assert code == 130
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["instances"][0]["instance"] for line in lines] == ["web-1"] * 3
+    assert [line["problem"] for line in lines] == [None] * 3
+
+
+def test_top_in_a_pipe_goes_on_when_redis_does_not_answer(shop, looks, monkeypatch):
+    def away(_):
+        raise CacheUnavailable("gone")
+
+    looks(lambda: monkeypatch.setattr(CoherentCache, "fleet", away))
+    code, out, err = shop("top")
+    assert code == 130
+    assert out.count("web-1") == 2
+    assert "the table is old: gone" in err
+
+
+def test_the_picture_for_terminals():
+    console = Console(file=StringIO(), width=160, force_terminal=False)
+    console.print(top._picture(status(QUIET, BUSY), rows_of(status(QUIET, BUSY)), ["something to say"]))
+    text = console.file.getvalue()
+    assert text.startswith("shop at here")
+    assert text.index("web-1") < text.index("web-2") < text.index("2 instances") < text.index("something to say")
+
+
+def test_top_draws_on_terminals(shop, looks, monkeypatch):
+    drawn = []
+
+    class Screen:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            drawn.append("restored")
+
+        def update(self, picture, *, refresh):
+            drawn.append(picture)
+
+    monkeypatch.setattr(top, "_screen", Screen)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    looks(lambda: None)
+    assert shop("top")[0] == 130
+    assert len(drawn) == 3
+    assert drawn[-1] == "restored"
+
+
+def test_a_look_that_finds_an_old_report_counts_from_the_one_before():
+    looks = top.Looks()
+    second, third = replace(QUIET, uptime=102.0), replace(QUIET, uptime=104.0)
+    assert looks.before([QUIET]) == []
+    assert looks.before([QUIET]) == []
+    assert looks.before([second, BUSY]) == [QUIET]
+    assert looks.before([second]) == [QUIET]
+    assert looks.before([third]) == [second]
+    assert looks.before([]) == []

@@ -8,6 +8,8 @@ Examples:
   coherent-cache top --namespace shop --sort p99ms --filter disconnected
   coherent-cache top --namespace shop --once
   coherent-cache top --namespace shop --json --every 10
+  coherent-cache top --namespace shop --web
+  coherent-cache top --namespace shop --web-report fleet.html --seconds 60
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from coherent_cache.cli import web
 from coherent_cache.cli.common import EXIT_OK, EXIT_PROBLEM, add_connection, complain, open_cache, say, say_json
 from coherent_cache.cli.fleet_table import COLUMNS, Row, document, heading, plain, remarks, rows_of, totals_of
 from coherent_cache.cli.stats import add_choice
@@ -46,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("--every", type=float, default=EVERY, metavar="SECONDS", help=f"between two looks ({EVERY:g})")
     parser.add_argument("--once", action="store_true", help="look twice, show one table with rates, and end")
+    web.add_arguments(parser)
     add_choice(parser)
     add_connection(parser)
 
@@ -54,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     """Watch the fleet."""
     if not args.every >= LEAST_EVERY:
         raise ConfigError("every", f"must be at least {LEAST_EVERY:g} seconds, not {args.every:g}")
+    if args.web or args.web_report is not None:
+        return web.run(args)
     looks = Looks()
     status: FleetStatus | None = None
     with open_cache(args) as cache, ExitStack() as stack:

@@ -98,19 +98,15 @@ class CoherentMapping(MutableMapping[Any, Any]):
         return self.key(key) in self.cache
 
     def setdefault(self, key: Hashable, default: Any = None) -> Any:
-        """Return the value of a key; if there is none, store ``default``, unless another process was faster."""
+        """Return the value of a key; if there is none, store ``default``, unless another process is faster."""
         name = self.key(key)
-        while True:
-            try:
-                self.cache.set(name, default, ttl=self._ttl, tags=self._tags, if_version=MISSING)
-            except VersionConflict:
-                value = self.cache.get(name, MISSING, max_staleness=0)
-                if value is not MISSING:
-                    return value
-            except ValueTooLarge as error:
-                raise _too_large(error) from error
-            else:
-                return default
+        try:
+            self.cache.set(name, default, ttl=self._ttl, tags=self._tags, if_version=MISSING)
+        except VersionConflict:
+            return self.cache.get(name, default)
+        except ValueTooLarge as error:
+            raise _too_large(error) from error
+        return default
 
     def clear(self) -> None:
         """Remove everything that was stored under this name, for all instances, in O(1) per shard."""

@@ -26,6 +26,8 @@ def url(name):
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_cache_is_left():
+    before = set(threading.enumerate())
     yield
     gc.collect()  # a cache that nobody has any more is closed
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("coherent-cache")]
+    left = set(threading.enumerate()) - before
+    assert not [thread.name for thread in left if thread.name.startswith("coherent-cache")]

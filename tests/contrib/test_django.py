@@ -14,6 +14,7 @@ from unittest import mock
 import django
 import pytest
 from asgiref.local import Local
+from asgiref.sync import async_to_sync
 from django.conf import settings
 
 NAME = f"django-{os.getpid()}"
@@ -150,6 +151,12 @@ class TestDjangosOwn(BaseCacheTests, TestCase):
         assert cache.get_or_set("key", lambda: 3, 0) == 4
         assert cache.add("key", 5, 0) is False
         assert cache.get("key") == 4
+
+    def test_a_timeout_too_short_for_redis(self):
+        cache.set("key", 1, 1e-9)
+        cache.touch("key", 1e-9)
+        while cache.get("key") is not None:
+            pass
 
     def test_incr_keeps_the_time_to_live(self):
         cache.set("key", 1, None)
@@ -392,6 +399,14 @@ def test_views_of_both_kinds_share_one_local_tier(url):
 
     assert asyncio.run(view()) is backend.acoherent_cache
     assert backend.coherent_cache.get_entry(backend.make_key("key")).tier == "local"
+
+
+def test_each_asynchronous_view_under_wsgi_has_a_loop_of_its_own(url):
+    backend = handler(url)["default"]
+    for number in range(5):
+        async_to_sync(backend.aset)("key", number)
+        assert async_to_sync(backend.aget)("key") == backend.get("key") == number
+    assert len(backend.acoherent_cache._loops) <= 1
 
 
 def test_an_asynchronous_default(url):

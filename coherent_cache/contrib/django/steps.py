@@ -91,7 +91,8 @@ def incr(front: Front, key: str, delta: int, tags: Iterable[str]) -> Steps[Any]:
     Raises:
         VersionConflict: other writers were faster each time.
     """
-    for attempt in range(INCR_ATTEMPTS):
+    attempts = 0
+    while True:
         entry = yield front.get_entry(key)
         if entry is None:
             return MISSING
@@ -99,12 +100,12 @@ def incr(front: Front, key: str, delta: int, tags: Iterable[str]) -> Steps[Any]:
         try:
             yield front.set(key, value, ttl=at_least(entry.expires_in), tags=tags, if_version=entry.version)
         except VersionConflict:
-            if attempt == INCR_ATTEMPTS - 1:
+            # The refusal has evicted a local entry that was older: the next look asks Redis.
+            attempts += 1
+            if attempts == INCR_ATTEMPTS:
                 raise
-            yield front.get(key, max_staleness=0)  # the local entry may not know of the faster one yet
         else:
             return value
-    raise AssertionError("unreachable: there is at least one attempt")
 
 
 def at_least(ttl: float | None) -> float | None:

@@ -9,7 +9,6 @@ from django.core.cache import InvalidCacheBackendError, caches
 from django.core.cache.utils import make_template_fragment_key
 from django.template import Context, Library, Node, NodeList, TemplateSyntaxError
 from django.template.base import FilterExpression, Parser, Token
-from django.utils.safestring import SafeString, mark_safe
 
 from coherent_cache.contrib.django.backend import CoherentCacheBackend
 
@@ -81,15 +80,15 @@ class FragmentNode(Node):
         self._tags = tags
         self._using = using
 
-    def render(self, context: Context) -> SafeString:
+    def render(self, context: Context) -> str:
         """Return the fragment: the cached one, or a new one."""
         cache = _cache(None if self._using is None else self._using.resolve(context))
         key = make_template_fragment_key(self._name, [each.resolve(context) for each in self._vary_on])
         timeout = _timeout(self._seconds.resolve(context))
         tags = _names(None if self._tags is None else self._tags.resolve(context))
-        # Stored as a plain str, which every serializer takes.
-        text = cache.get_or_set(key, lambda: str.__str__(self.nodelist.render(context)), timeout, tags=tags)
-        return mark_safe(text)  # noqa: S308 - a template's own output
+        # Stored as a plain str, which every serializer takes; the list of nodes around it marks it as safe again.
+        text: str = cache.get_or_set(key, lambda: str.__str__(self.nodelist.render(context)), timeout, tags=tags)
+        return text
 
 
 def _timeout(value: Any) -> float | None:

@@ -6,19 +6,15 @@ import secrets
 
 import pytest
 
-from coherent_cache import CoherentCache
-
-
-def make_sync(url, **options):
-    return CoherentCache(url, **options)
-
-
-FRONTS = {"sync": make_sync}
+from tests.contract.fronts import FRONTS
 
 
 @pytest.fixture(params=sorted(FRONTS))
 def front(request):
-    return FRONTS[request.param]
+    """A front; a test for one only names it: ``@pytest.mark.parametrize("front", ["sync"], indirect=True)``."""
+    front = FRONTS[request.param]()
+    yield front
+    front.stop()
 
 
 @pytest.fixture

@@ -259,6 +259,7 @@ def test_tags_reach_those_that_carry_one(make):
 # -- as a mapping ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("front", ["sync"], indirect=True)
 def test_mapping_access(cache):
     cache["k"] = 1
     assert cache["k"] == 1

@@ -18,6 +18,7 @@ from coherent_cache.logs import LINES_PER_WINDOW, LOGGER_NAME
 from coherent_cache.remote import memory
 from coherent_cache.remote.connection import pack
 from coherent_cache.wire import Kind, Message, encode_message
+from tests.contract.fronts import after_answers
 
 NAMES = shard_names("contract", 0, 0)
 PATIENCE = 10.0
@@ -106,16 +107,13 @@ def damage(stage):
 def late_fill(stage):
     stage.peer.set("k", 1)
     cache = stage.begin()
-    execute = cache._runtime._io.execute
 
-    def slow(requests):
-        replies = execute(requests)
+    def a_newer_one_is_heard():
         before = cache.stats().invalidations_received
         stage.peer.set("k", 2)
         stage.until(lambda: cache.stats().invalidations_received > before)
-        return replies
 
-    stage.monkeypatch.setattr(cache._runtime._io, "execute", slow)
+    after_answers(cache, stage.monkeypatch, a_newer_one_is_heard)
     assert cache.get("k") == 1
 
 
@@ -291,6 +289,7 @@ def test_events_hold_no_password(front):
     assert "secret" not in str(seen)
 
 
+@pytest.mark.parametrize("front", ["sync"], indirect=True)
 def test_a_hit_does_nothing_about_events(stage):
     """Count what a hit calls: with a log at DEBUG and a callback, exactly what it calls without both."""
     cache = stage.begin()

@@ -23,6 +23,7 @@ from coherent_cache import (
 )
 from coherent_cache.config import DEFAULT_TTL
 from coherent_cache.runtime import clock
+from tests.contract.fronts import io_of, messages_wait
 from tests.contract.test_contract import eventually
 
 PATIENCE = 10.0
@@ -476,7 +477,7 @@ def test_fail_safe_when_redis_is_away(outlived, monkeypatch):
     def away(*_args, **_options):
         raise CacheUnavailable("away")
 
-    monkeypatch.setattr(outlived._runtime._io, "_exchange", away)
+    monkeypatch.setattr(io_of(outlived), "_exchange", away)
     assert outlived.get_or_set("k", never, fail_safe=100) == "old"
     with pytest.raises(CacheUnavailable):
         outlived.get_or_set("l", never, fail_safe=100)
@@ -620,8 +621,8 @@ def test_get_or_set_many_calls_the_loader_once_with_what_is_missing(make):
 
 def test_get_or_set_many_asks_redis_three_times(cache, monkeypatch):
     cache.get_or_set_many(["x"], lambda keys: dict.fromkeys(keys, 0))
-    execute = Mock(wraps=cache._runtime._io.execute)
-    monkeypatch.setattr(cache._runtime._io, "execute", execute)
+    execute = Mock(wraps=io_of(cache).execute)
+    monkeypatch.setattr(io_of(cache), "execute", execute)
     cache.get_or_set_many(["a", "b", "c"], lambda keys: dict.fromkeys(keys, 1))
     assert execute.call_count == 3, "read, leases, fills"
     execute.reset_mock()
@@ -725,6 +726,7 @@ def test_a_loader_that_is_interrupted_in_the_background_interrupts_its_caller(ca
     assert cache.get_or_set("k", lambda: 1, hard_timeout=PATIENCE) == 1
 
 
+@pytest.mark.parametrize("front", ["sync"], indirect=True)
 def test_without_more_threads_loads_go_on_in_the_foreground(cache, monkeypatch):
     def exhausted(_thread):
         raise RuntimeError("can't start new thread")
@@ -758,7 +760,7 @@ def test_who_waits_elsewhere_is_told_when_the_cache_is_closed_and_loads_nothing(
 
 def test_leases_are_given_up_in_one_round_trip(cache, monkeypatch):
     def away(keys):
-        monkeypatch.setattr(cache._runtime._io, "execute", execute)
+        monkeypatch.setattr(io_of(cache), "execute", execute)
         raise Outage
 
     execute = Mock(side_effect=CacheUnavailable("no answer in time"))
@@ -769,8 +771,8 @@ def test_leases_are_given_up_in_one_round_trip(cache, monkeypatch):
 
 def test_get_or_set_many_asks_for_1000_at_a_time(make, monkeypatch):
     cache = make(lease=60)
-    execute = Mock(wraps=cache._runtime._io.execute)
-    monkeypatch.setattr(cache._runtime._io, "execute", execute)
+    execute = Mock(wraps=io_of(cache).execute)
+    monkeypatch.setattr(io_of(cache), "execute", execute)
     keys = [f"k{number}" for number in range(2001)]
     assert cache.get_or_set_many(keys, lambda asked: dict.fromkeys(asked, 1)) == dict.fromkeys(keys, 1)
     sizes = [len(call.args[0]) for call in execute.call_args_list]
@@ -779,7 +781,7 @@ def test_get_or_set_many_asks_for_1000_at_a_time(make, monkeypatch):
 
 def test_leases_do_not_outlive_a_failure_to_get_the_others(make, monkeypatch):
     here, there = make(lease=60), make(lease=60)
-    execute = here._runtime._io.execute
+    execute = io_of(here).execute
     asked = []
 
     def fail_later(requests):
@@ -789,7 +791,7 @@ def test_leases_do_not_outlive_a_failure_to_get_the_others(make, monkeypatch):
         return execute(requests)
 
     with monkeypatch.context() as patched:
-        patched.setattr(here._runtime._io, "execute", fail_later)
+        patched.setattr(io_of(here), "execute", fail_later)
         with pytest.raises(CacheUnavailable):
             here.get_or_set_many([f"k{number}" for number in range(1001)], never)
     assert asked[-2:] == ["LeaseRequest", "ReleaseRequest"]
@@ -817,11 +819,10 @@ def test_min_version_reads_what_was_written_elsewhere(make):
     here, there = make(), make()
     there.set("k", 1)
     assert here.get("k") == 1
-    with here._shard._lock:  # its messages wait
+    with messages_wait(here):
         threads = Threads()
         threads.start(lambda: there.set("k", 2))
         (version,) = threads.join()
-        # Here the lock is ours, and re-entrant: the read's own bookkeeping goes on.
         assert here.get("k") == 1
         assert here.get("k", min_version=version) == 2
     assert here.get("k") == 2
@@ -830,16 +831,16 @@ def test_min_version_reads_what_was_written_elsewhere(make):
 
 def test_the_version_of_a_local_hit_is_of_the_history_that_it_was_in(cache, monkeypatch):
     version = cache.set("k", 1)
-    find = cache._find
+    here = cache._here
 
-    def then_the_history_is_lost(*arguments):
-        found = find(*arguments)
-        monkeypatch.setattr(cache, "_find", find)
+    def then_the_history_is_lost(wish):
+        found = here(wish)
+        monkeypatch.setattr(cache, "_here", here)
         with cache._shard._lock:
             cache._shard._forget("a test")
         return found
 
-    monkeypatch.setattr(cache, "_find", then_the_history_is_lost)
+    monkeypatch.setattr(cache, "_here", then_the_history_is_lost)
     assert cache.get_or_set_entry("k", never).version == version
 
 
@@ -847,7 +848,7 @@ def test_min_version_is_a_bound_for_stale_values_as_well(make):
     here, there = make(), make()
     assert here.get_or_set("k", lambda: "old", ttl=0.05, fail_safe=100) == "old"
     eventually(lambda: here.get("k") is None, "its time is over")
-    with here._shard._lock:  # its messages wait
+    with messages_wait(here):
         threads = Threads()
         threads.start(lambda: there.set("k", "new", ttl=0.001))
         (version,) = threads.join()

@@ -287,9 +287,13 @@ class AsyncCoherentCache(LoadingFront):
         raise TypeError("'in' cannot be awaited: use await cache.get(key, MISSING) is not MISSING")
 
     def __getitem__(self, key: object) -> NoReturn:
-        raise TypeError("cache[key] cannot be awaited: use await cache.get(key), set(key, value) or delete(key)")
+        raise TypeError("cache[key] cannot be awaited: use await cache.get(key)")
 
-    __setitem__ = __delitem__ = __iter__ = __getitem__
+    def __setitem__(self, key: object, value: object) -> NoReturn:
+        raise TypeError("cache[key] = value cannot be awaited: use await cache.set(key, value)")
+
+    def __delitem__(self, key: object) -> NoReturn:
+        raise TypeError("del cache[key] cannot be awaited: use await cache.delete(key)")
 
     # -- this instance ---------------------------------------------------------------------------------------------
 
@@ -328,7 +332,7 @@ class AsyncCoherentCache(LoadingFront):
             for other, runtime in list(self._loops.items()):
                 if runtime.ended:
                     self._loops.pop(other, None)
-                    runtime.close()
+                    runtime.leave()
             found = self._loops[loop] = LoopRuntime(self._runtime)
         return found
 

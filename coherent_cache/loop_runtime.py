@@ -274,10 +274,14 @@ class LoopRuntime:
         try:
             yield
         finally:
-            self._ended = True
-            self._runtime.detach(self)
-            self._io.close()
+            self.leave()
             await self._io.wait_closed()
+
+    def leave(self) -> None:
+        """Leave a loop that ends, or has ended."""
+        self._ended = True
+        self._runtime.detach(self)
+        self._io.close()
 
     async def close_all(self) -> None:
         """Close the cache, and here wait until nothing of it is left. To be cancelled changes nothing."""

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Unpack, cast, overload
 
 from coherent_cache import config
+from coherent_cache.async_observing import AsyncObserving
 from coherent_cache.batch import AsyncBatch
 from coherent_cache.config import Settings
 from coherent_cache.core.acknowledging import Acknowledgement
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from coherent_cache.cache import CoherentCache
 
 
-class AsyncCoherentCache(LoadingFront):
+class AsyncCoherentCache(LoadingFront, AsyncObserving):
     """:class:`CoherentCache` for asyncio: the same contract, the same options, and each operation as a coroutine.
 
     A local hit neither suspends the task nor makes another one. What goes to Redis goes over one connection per event

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, Final, overload
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
@@ -50,7 +50,7 @@ class CoherentCacheBackend(BaseCache):
 
     Beyond Django's own methods, ``tags=`` gives values tags, and :meth:`invalidate_tags` makes all that carry one
     absent; tags belong to the namespace, whatever prefix and version a key has. The cache itself is
-    :attr:`coherent_cache`, with statistics, versions and the rest; its keys are those of ``make_key``.
+    ``coherent_cache``, with statistics, versions and the rest; its keys are those of ``make_key``.
     """
 
     def __init__(self, location: str, params: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ class CoherentCacheBackend(BaseCache):
         """
         super().__init__(params)
         options = params.get("OPTIONS", {})
-        self._chosen = "serializer" in options
+        self._explaining = nullcontext() if "serializer" in options else _Explaining()
         # Nothing is locked, so nothing is locked in a forked child either. Of two caches that threads have made at the
         # same time, one is dropped before it has started.
         identity = (location, *sorted(options.items()))
@@ -97,7 +97,7 @@ class CoherentCacheBackend(BaseCache):
     ) -> None:
         """Store a value; with a timeout of 0 or less, delete it."""
         name, ttl = self.make_and_validate_key(key, version), self._ttl(timeout)
-        with self._explaining():
+        with self._explaining:
             run(steps.store(self.coherent_cache, name, value, ttl, tags))
 
     async def aset(
@@ -111,7 +111,7 @@ class CoherentCacheBackend(BaseCache):
     ) -> None:
         """See :meth:`set`."""
         name, ttl = self.make_and_validate_key(key, version), self._ttl(timeout)
-        with self._explaining():
+        with self._explaining:
             await arun(steps.store(self.acoherent_cache, name, value, ttl, tags))
 
     def add(
@@ -125,7 +125,7 @@ class CoherentCacheBackend(BaseCache):
     ) -> bool:
         """Store a value if there is none; return whether there was none."""
         name, ttl = self.make_and_validate_key(key, version), self._ttl(timeout)
-        with self._explaining():
+        with self._explaining:
             return run(steps.add(self.coherent_cache, name, value, ttl, tags))
 
     async def aadd(
@@ -139,7 +139,7 @@ class CoherentCacheBackend(BaseCache):
     ) -> bool:
         """See :meth:`add`."""
         name, ttl = self.make_and_validate_key(key, version), self._ttl(timeout)
-        with self._explaining():
+        with self._explaining:
             return await arun(steps.add(self.acoherent_cache, name, value, ttl, tags))
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
@@ -187,7 +187,7 @@ class CoherentCacheBackend(BaseCache):
     ) -> list[Any]:
         """Store values, in one round trip; return an empty list: what cannot be stored raises."""
         named = {self.make_and_validate_key(key, version): value for key, value in data.items()}
-        with self._explaining():
+        with self._explaining:
             run(steps.store_many(self.coherent_cache, named, self._ttl(timeout), tags))
         return []
 
@@ -201,7 +201,7 @@ class CoherentCacheBackend(BaseCache):
     ) -> list[Any]:
         """See :meth:`set_many`."""
         named = {self.make_and_validate_key(key, version): value for key, value in data.items()}
-        with self._explaining():
+        with self._explaining:
             await arun(steps.store_many(self.acoherent_cache, named, self._ttl(timeout), tags))
         return []
 
@@ -231,7 +231,7 @@ class CoherentCacheBackend(BaseCache):
         def load() -> Any:
             return default() if callable(default) else default
 
-        with self._explaining():
+        with self._explaining:
             return run(steps.get_or_set(self.coherent_cache, name, load, ttl, tags))
 
     async def aget_or_set(
@@ -251,7 +251,7 @@ class CoherentCacheBackend(BaseCache):
                 return default
             return await (default if iscoroutinefunction(default) else sync_to_async(default))()
 
-        with self._explaining():
+        with self._explaining:
             return await arun(steps.get_or_set(self.acoherent_cache, name, load, ttl, tags))
 
     def incr(self, key: Any, delta: int = 1, version: int | None = None, *, tags: Iterable[str] = ()) -> Any:
@@ -343,15 +343,16 @@ class CoherentCacheBackend(BaseCache):
             return None
         return 0 if timeout <= 0 else steps.at_least(timeout)
 
-    @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        """Add what a user of Django may do about it to the error of a value that cannot be stored."""
-        try:
-            yield
-        except SerializationError as error:
-            if not self._chosen and not isinstance(error, ValueTooLarge):
-                error.add_note(_HOW_TO_STORE_IT)
-            raise
+
+class _Explaining:
+    """Adds what a user of Django may do about it to the error of a value that cannot be stored."""
+
+    def __enter__(self) -> None:
+        """Nothing is to be done before."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, SerializationError) and not isinstance(error, ValueTooLarge):
+            error.add_note(_HOW_TO_STORE_IT)
 
 
 def _there(key: Any, found: Any) -> Any:

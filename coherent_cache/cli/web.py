@@ -16,13 +16,12 @@ from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 from coherent_cache.cli.common import EXIT_OK, EXIT_PROBLEM, open_cache, say, to_json
+from coherent_cache.cli.serving import NO_STORE, Handler, Server
 from coherent_cache.errors import CacheUnavailable, ConfigError
 
 KEPT_LOOKS: Final = 300
@@ -35,7 +34,7 @@ REPORT_SECONDS: Final = 10.0
 """Seconds that are shown in a file."""
 
 _HEADERS: Final = {
-    "Cache-Control": "no-store",
+    **NO_STORE,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -199,55 +198,27 @@ def _hash(text: str) -> str:
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
-class PageServer:
-    """Serves the page and its data on this machine: a context manager.
+class PageServer(Server):
+    """Serves the page and its data, on this machine.
 
     Attributes:
-        url: where the page is.
+        history: what is shown.
     """
 
     def __init__(self, history: History, *, port: int = 0) -> None:
-        """Listen at a port; serve within ``with``.
-
-        Args:
-            history: what is shown.
-            port: the port; 0 for any that is free.
+        """Listen at a port; 0 for any that is free.
 
         Raises:
             ConfigError: the port cannot be had.
         """
-        try:
-            self._server = _Server((HOST, port), _Handler)
-        except (OSError, OverflowError) as error:
-            raise ConfigError("port", f"{port} cannot be listened at: {error}") from None
-        self._server.history = history
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="page", daemon=True)
-        self.url = f"http://{HOST}:{self._server.server_address[1]}/"
-
-    def __enter__(self) -> PageServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(_Handler, host=HOST, port=port)
+        self.history = history
 
 
-class _Server(ThreadingMixIn, TCPServer):
-    # Not HTTPServer: that asks the name service who it is, which may take seconds.
-    allow_reuse_address = True
-    daemon_threads = True
-    history: History
+class _Handler(Handler):
+    server: PageServer
 
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    server_version = "coherent-cache"
-    sys_version = ""
-    timeout = 30
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802  # the name that http.server calls
         """Answer."""
         # A page elsewhere may have its name resolved to this machine (DNS rebinding); it cannot choose this header.
         if self.headers.get("Host", "").rpartition(":")[0] not in (HOST, "localhost"):
@@ -256,23 +227,13 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         match url.path:
             case "/":
-                self._send("text/html; charset=utf-8", page())
+                self.send("text/html; charset=utf-8", page().encode(), _HEADERS)
             case "/data.json":
                 asked = parse_qs(url.query).get("since", ["0"])[0]
                 if re.fullmatch(r"[0-9]{1,15}", asked):
-                    self._send("application/json", to_json(self.server.history.since(int(asked))))
+                    told = to_json(self.server.history.since(int(asked)))
+                    self.send("application/json", told.encode(), _HEADERS)
                 else:
                     self.send_error(HTTPStatus.BAD_REQUEST)
             case _:
                 self.send_error(HTTPStatus.NOT_FOUND)
-
-    def _send(self, kind: str, text: str) -> None:
-        data = text.encode()
-        self.send_response(HTTPStatus.OK)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(data)), **_HEADERS}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Stay quiet: a request a second is no news."""

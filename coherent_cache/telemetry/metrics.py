@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
+from coherent_cache.core.questions import InstanceReport
 from coherent_cache.core.states import SEVERITY
 from coherent_cache.core.stats import CacheStats
 
@@ -25,6 +26,9 @@ INSTANCE: Final = "cache.instance"
 """Label of all metrics, unless it is left out: the instance's id."""
 
 SHARD: Final = "cache.shard"
+ALL_SHARDS: Final = "all"
+"""The shard that an instance's report tells of: the worst of all."""
+
 STATE: Final = "cache.state"
 CAUSE: Final = "cache.cause"
 OUTCOME: Final = "cache.outcome"
@@ -34,7 +38,7 @@ LABELS: Final[Mapping[str, str]] = MappingProxyType(
     {
         NAMESPACE: "the namespace",
         INSTANCE: "the instance's id",
-        SHARD: "number of the shard, from 0",
+        SHARD: "number of the shard, from 0; `all` for the worst of them, of a whole fleet",
         STATE: "`coherent`, `suspect`, `connecting` or `disconnected`",
         CAUSE: "why an entry left: `size`, `expired`, `invalidated`, `replaced`, `flushed`, `cleared` or `unproven`",
         OUTCOME: "`applied` if a message concerned an entry held, or a command under way, here; else `ignored`",
@@ -62,6 +66,7 @@ class Metric:
         help: what it is, a sentence.
         labels: its labels beside the namespace and the instance.
         read: takes its points from a snapshot. A histogram's are numbers per class of ``LAG_BUCKETS``, without labels.
+        reported: takes its points from what an instance reports about itself; None if that does not tell it.
     """
 
     name: str
@@ -70,6 +75,7 @@ class Metric:
     help: str
     read: Callable[[CacheStats], Iterable[Point]]
     labels: tuple[str, ...] = ()
+    reported: Callable[[InstanceReport], Iterable[Point]] | None = None
 
     @property
     def prometheus(self) -> str:
@@ -78,18 +84,28 @@ class Metric:
         return self.name.replace(".", "_") + suffix
 
 
-def _field(name: str) -> Callable[[CacheStats], Iterable[Point]]:
-    """Return a reader of one number of a snapshot."""
-    return lambda stats: [((), getattr(stats, name))]
+def _field(name: str) -> Callable[[CacheStats | InstanceReport], Iterable[Point]]:
+    """Return a reader of one number of a snapshot or a report."""
+    return lambda told: [((), getattr(told, name))]
 
 
-def _counter(name: str, unit: str, text: str) -> Metric:
-    return Metric(f"coherent_cache.{name}", "counter", unit, text, _field(name))
+def _counter(name: str, unit: str, text: str, *, reported: bool = True) -> Metric:
+    field = _field(name)
+    return Metric(f"coherent_cache.{name}", "counter", unit, text, field, reported=field if reported else None)
 
 
-def _quantiles(stats: CacheStats) -> Iterable[Point]:
-    found = (("0.5", stats.propagation_p50), ("0.99", stats.propagation_p99))
+def _quantiles(told: CacheStats | InstanceReport) -> Iterable[Point]:
+    found = (("0.5", told.propagation_p50), ("0.99", told.propagation_p99))
     return [((quantile,), value) for quantile, value in found if value is not None]
+
+
+def _limit(report: InstanceReport) -> Iterable[Point]:
+    limit = report.options.get("max_entries")
+    return [((), limit)] if isinstance(limit, int) else []
+
+
+def _states(shard: str, now: str) -> Iterable[Point]:
+    return [((shard, state.value), float(state == now)) for state in SEVERITY]
 
 
 METRICS: Final = (
@@ -97,11 +113,39 @@ METRICS: Final = (
     _counter("misses", "{key}", "Keys asked for and not served from the local tier."),
     _counter("redis_hits", "{key}", "Misses that Redis had a value for."),
     _counter("loads", "{call}", "Calls of loaders."),
-    _counter("load_failures", "{call}", "Calls of loaders that raised, or whose value could not be encoded."),
-    _counter("stale_served", "{key}", "Values served beyond their time, because loading failed or took too long."),
-    Metric("coherent_cache.entries", "gauge", "{entry}", "Entries in the local tier.", _field("size")),
-    Metric("coherent_cache.entries.limit", "gauge", "{entry}", "Most entries it may hold.", _field("max_entries")),
-    Metric("coherent_cache.memory", "gauge", "By", "Estimated size of the local tier.", _field("bytes")),
+    _counter(
+        "load_failures", "{call}", "Calls of loaders that raised, or whose value could not be encoded.", reported=False
+    ),
+    _counter(
+        "stale_served",
+        "{key}",
+        "Values served beyond their time, because loading failed or took too long.",
+        reported=False,
+    ),
+    Metric(
+        "coherent_cache.entries",
+        "gauge",
+        "{entry}",
+        "Entries in the local tier.",
+        _field("size"),
+        reported=_field("entries"),
+    ),
+    Metric(
+        "coherent_cache.entries.limit",
+        "gauge",
+        "{entry}",
+        "Most entries it may hold.",
+        _field("max_entries"),
+        reported=_limit,
+    ),
+    Metric(
+        "coherent_cache.memory",
+        "gauge",
+        "By",
+        "Estimated size of the local tier.",
+        _field("bytes"),
+        reported=_field("bytes"),
+    ),
     Metric(
         "coherent_cache.removals",
         "counter",
@@ -117,6 +161,7 @@ METRICS: Final = (
         "Messages of writes received.",
         lambda stats: [(("applied",), stats.invalidations_applied), (("ignored",), stats.invalidations_ignored)],
         (OUTCOME,),
+        lambda report: [(("applied",), report.applied), (("ignored",), report.invalidations - report.applied)],
     ),
     Metric(
         "coherent_cache.propagation",
@@ -132,18 +177,16 @@ METRICS: Final = (
         "Quantiles of the same, of the last 1,024 messages of the worst shard; nothing before the first message.",
         _quantiles,
         (QUANTILE,),
+        _quantiles,
     ),
     Metric(
         "coherent_cache.state",
         "gauge",
         "",
         "1 for the state that a shard is in, 0 for the others.",
-        lambda stats: [
-            ((str(shard), state.value), float(state == now))
-            for shard, now in enumerate(stats.shard_states)
-            for state in SEVERITY
-        ],
+        lambda stats: [point for shard, now in enumerate(stats.shard_states) for point in _states(str(shard), now)],
         (SHARD, STATE),
+        lambda report: _states(ALL_SHARDS, report.state),
     ),
     Metric(
         "coherent_cache.horizon.age",
@@ -152,10 +195,11 @@ METRICS: Final = (
         "Time since a shard's last proof of freshness; infinite, in OpenTelemetry left out, if there is none.",
         lambda stats: [((str(shard),), age) for shard, age in enumerate(stats.shard_horizon_ages)],
         (SHARD,),
+        lambda report: [((ALL_SHARDS,), report.horizon_age)],
     ),
-    _counter("fills_refused", "{value}", "Values returned but not kept, because they may be outdated."),
+    _counter("fills_refused", "{value}", "Values returned but not kept, because they may be outdated.", reported=False),
     _counter("resyncs", "{resync}", "Completed resyncs, the first one of each shard included."),
-    _counter("replays", "{message}", "Missed messages that were applied from the log."),
+    _counter("replays", "{message}", "Missed messages that were applied from the log.", reported=False),
     _counter("flushes", "{flush}", "Times that a shard's local tier was emptied, because nothing proved it any more."),
     _counter("errors", "{error}", "Commands that failed, and faults that the subscriber survived."),
 )

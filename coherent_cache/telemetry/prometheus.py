@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from coherent_cache.core.stats import LAG_BUCKETS, CacheStats
 from coherent_cache.telemetry.metrics import INSTANCE, METRICS, NAMESPACE, Metric, prometheus_label
+
+if TYPE_CHECKING:
+    from coherent_cache.cache import CoherentCache
 
 try:
     from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -71,7 +75,7 @@ class CacheCollector(Collector):
     def describe(self) -> Iterator[Family]:
         """Yield the metrics without numbers, so that a registry knows the names."""
         for metric in METRICS:
-            yield self._family(metric)
+            yield _family(metric, self._labels)
 
     def collect(self) -> Iterator[Family]:
         """Yield the metrics with what the caches say now."""
@@ -79,17 +83,7 @@ class CacheCollector(Collector):
             caches = list(self._caches)
         snapshots = [((cache.namespace, cache.instance_id)[: len(self._labels)], cache.stats()) for cache in caches]
         for metric in METRICS:
-            yield self._filled(self._family(metric), metric, snapshots)
-
-    def _family(self, metric: Metric) -> Family:
-        labels = [prometheus_label(label) for label in (*self._labels, *metric.labels)]
-        match metric.kind:
-            case "counter":
-                return CounterMetricFamily(metric.prometheus, metric.help, labels=labels)
-            case "gauge":
-                return GaugeMetricFamily(metric.prometheus, metric.help, labels=labels)
-            case "histogram":
-                return HistogramMetricFamily(metric.prometheus, metric.help, labels=labels)
+            yield self._filled(_family(metric, self._labels), metric, snapshots)
 
     def _filled(self, family: Family, metric: Metric, snapshots: Iterable[tuple[Sequence[str], CacheStats]]) -> Family:
         for labels, stats in snapshots:
@@ -101,6 +95,53 @@ class CacheCollector(Collector):
                 for own, number in points:
                     family.add_metric([*labels, *own], number)
         return family
+
+
+class FleetCollector(Collector):
+    """The metrics of all instances of a namespace, wherever they run, as they report themselves to Redis.
+
+    For programs of many processes behind one port: one process has it, and each scrape is a round trip or two. Not all
+    metrics are reported; states and horizons are the worst of an instance's shards.
+    """
+
+    def __init__(self, cache: CoherentCache) -> None:
+        """Make a collector for a cache's namespace. The cache itself needs no local tier."""
+        self._cache = cache
+
+    def describe(self) -> Iterator[Family]:
+        """Yield the metrics without numbers, so that a registry knows the names."""
+        for metric in METRICS:
+            if metric.reported is not None:
+                yield _family(metric, (NAMESPACE, INSTANCE))
+
+    def collect(self) -> Iterator[Family]:
+        """Yield the metrics as they were reported last.
+
+        Raises:
+            CacheUnavailable: Redis is away or refused.
+        """
+        status = self._cache.fleet()
+        known = Counter(report.instance for report in status.instances)
+        # Ids are the users': where several have one, what tells them apart is shown too.
+        names = [report.instance if known[report.instance] == 1 else report.member for report in status.instances]
+        for metric in METRICS:
+            family = _family(metric, (NAMESPACE, INSTANCE))
+            if metric.reported is not None and not isinstance(family, HistogramMetricFamily):
+                for name, report in zip(names, status.instances, strict=True):
+                    for own, number in metric.reported(report):
+                        family.add_metric([status.namespace, name, *own], number)
+                yield family
+
+
+def _family(metric: Metric, labels: Sequence[str]) -> Family:
+    names = [prometheus_label(label) for label in (*labels, *metric.labels)]
+    match metric.kind:
+        case "counter":
+            return CounterMetricFamily(metric.prometheus, metric.help, labels=names)
+        case "gauge":
+            return GaugeMetricFamily(metric.prometheus, metric.help, labels=names)
+        case "histogram":
+            return HistogramMetricFamily(metric.prometheus, metric.help, labels=names)
 
 
 _collectors: Final[weakref.WeakKeyDictionary[CollectorRegistry, CacheCollector]] = weakref.WeakKeyDictionary()

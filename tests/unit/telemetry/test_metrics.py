@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from dataclasses import replace
 from math import inf
 
 import pytest
 
 from coherent_cache.core.entries import RemovalCause
+from coherent_cache.core.questions import InstanceReport
 from coherent_cache.core.stats import LAG_BUCKETS, CacheStats
 from coherent_cache.telemetry.metrics import INSTANCE, LABELS, METRICS, NAMESPACE
 
@@ -56,6 +58,32 @@ def test_every_point_has_the_metrics_labels(metric):
     if metric.kind != "histogram":
         assert {len(labels) for labels, _ in found} == {len(metric.labels)}
         assert len({labels for labels, _ in found}) == len(found)
+
+
+REPORT = InstanceReport(
+    member="worker:1", instance="worker", state="suspect", horizon_age=0.5, entries=1, bytes=2, hits=3, misses=4,
+    redis_hits=5, loads=6,
+    invalidations=17, applied=7, resyncs=8, flushes=9, errors=10, propagation_p50=0.25, options={"max_entries": 11},
+)  # fmt: skip
+
+
+def test_a_report_tells_what_it_can_under_the_same_names_and_labels():
+    told = {
+        name: dict(metric.reported(REPORT)) for name, metric in BY_NAME.items() if metric.reported is not None
+    }  # fmt: skip
+    states = told.pop("state")
+    assert {labels for labels, number in states.items() if number == 1.0} == {("all", "suspect")}
+    assert len(states) == 4
+    assert told == {
+        "hits": {(): 3}, "misses": {(): 4}, "redis_hits": {(): 5}, "loads": {(): 6}, "entries": {(): 1},
+        "entries.limit": {(): 11}, "memory": {(): 2}, "invalidations": {("applied",): 7, ("ignored",): 10},
+        "propagation.recent": {("0.5",): 0.25}, "horizon.age": {("all",): 0.5}, "resyncs": {(): 8}, "flushes": {(): 9},
+        "errors": {(): 10},
+    }  # fmt: skip
+
+
+def test_an_option_that_a_report_does_not_tell_is_left_out():
+    assert list(BY_NAME["entries.limit"].reported(replace(REPORT, options={}))) == []
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from math import inf
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, generate_latest
@@ -14,9 +15,11 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from coherent_cache.core.overview import FleetStatus
+from coherent_cache.core.questions import InstanceReport
 from coherent_cache.core.stats import LAG_BUCKETS
 from coherent_cache.telemetry.metrics import METRICS
-from coherent_cache.telemetry.prometheus import CacheCollector, register
+from coherent_cache.telemetry.prometheus import CacheCollector, FleetCollector, register
 
 WHO = {"cache_namespace": "shop", "cache_instance": "worker-1"}
 
@@ -151,6 +154,38 @@ def test_hostile_names_are_escaped(registry, coherent_cache_factory):
     cache = coherent_cache_factory(instance_id='x"}\\')
     register(cache, registry)
     assert value(registry, "coherent_cache_hits_total", cache_instance='x"}\\') == 0
+
+
+class Fleet:
+    """Stands for a cache whose fleet the test chooses."""
+
+    def __init__(self, *reports):
+        self._reports = reports
+
+    def fleet(self):
+        return FleetStatus(namespace="shop", server="", exists=True, instances=self._reports, silent=())
+
+
+def reported(member, instance, hits):
+    return InstanceReport(member=member, instance=instance, hits=hits)
+
+
+def test_one_process_shows_a_whole_fleet(registry):
+    registry.register(FleetCollector(Fleet(*(reported(f"{name}:1", name, 7) for name in ("one", "two")))))
+    assert [value(registry, "coherent_cache_hits_total", cache_instance=name) for name in ("one", "two")] == [7, 7]
+    assert value(registry, "coherent_cache_horizon_age_seconds", cache_instance="one", cache_shard="all") == inf
+
+
+def test_a_fleet_shows_only_what_is_reported(registry):
+    registry.register(FleetCollector(Fleet()))
+    shown = {family.name for family in registry.collect()}
+    assert shown == {metric.prometheus.removesuffix("_total") for metric in METRICS if metric.reported}
+    assert not samples(registry)
+
+
+def test_instances_of_one_id_are_told_apart(registry):
+    registry.register(FleetCollector(Fleet(reported("web:1", "web", 1), reported("web:2", "web", 2))))
+    assert [value(registry, "coherent_cache_hits_total", cache_instance=name) for name in ("web:1", "web:2")] == [1, 2]
 
 
 MISSING = """

@@ -108,9 +108,10 @@ class CoherentCache(LoadingFront, Observing):
             As :meth:`get`.
         """
         found, missing = self._look_up(several(keys))
-        if missing:
-            found |= self._runtime.run(self._read_many(missing))
-        return found
+        if not missing:
+            return found
+        read = self._runtime.run(self._read_many(missing))
+        return found | read if found else read
 
     def warm(self, keys: Iterable[str]) -> int:
         """Load keys into the local tier, in one round trip per 1,000; return how many of them are in it afterwards.

@@ -393,8 +393,7 @@ class Front:
 
     def _read_many(self, missing: list[str]) -> Operation[dict[str, Any]]:
         self._counters.misses += len(missing)
-        read = yield from operations.read(self._runtime.instance, missing)
-        return {key: hit[0] for key, hit in read.items()}
+        return operations.read(self._runtime.instance, missing)
 
     def _set(
         self,

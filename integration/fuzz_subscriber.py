@@ -37,7 +37,7 @@ import msgpack
 
 from coherent_cache import wire
 from coherent_cache.config import Settings
-from coherent_cache.core.entries import Entry
+from coherent_cache.core.entries import Entry, make_entry
 from coherent_cache.core.local_tier import LocalTier
 from coherent_cache.core.requests import ReadReply
 from coherent_cache.core.session import Session
@@ -562,7 +562,7 @@ class Stream:
             token = shard.register((key,))
             seq = rng.choice((self.seq, self.seq, max(1, self.seq - 1), 1)) or 1
             epoch = self.epoch if rng.random() < 0.95 else rng.choice(EPOCHS)
-            entry = Entry(object(), seq, 100, self.now + 1e6, tags=rng.choice(((), TAGS)))
+            entry = make_entry(object(), seq, 100, self.now + 1e6, tags=rng.choice(((), TAGS)))
             reply = ReadReply(epoch, self.seq, 0, 0, 0, (), (), SERVER if rng.random() < 0.95 else "other", self.now)
             shard.absorb(token, reply, [(key, seq, entry)], now=self.now)
             if shard.tier.entries.get(key) is entry:

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, Final
 
 from coherent_cache.config import Settings
-from coherent_cache.core.entries import ENTRY_OVERHEAD_BYTES, Entry, RemovalCause, TierCounts
+from coherent_cache.core.entries import ENTRY_OVERHEAD_BYTES, Entry, RemovalCause, TierCounts, make_entry
 from coherent_cache.core.local_tier import LocalTier
 from coherent_cache.core.shard import RemoteShard, Shard
 from coherent_cache.core.states import State, worst
@@ -136,7 +136,7 @@ class Instance:
         """
         shared = self._share_all or type(value) in IMMUTABLE_SCALARS or is_immutable(value)
         size = len(facts[0]) + len(payload) + ENTRY_OVERHEAD_BYTES
-        return Entry(value if shared else payload, seq, size, expires_at, shared, tags)
+        return make_entry(value if shared else payload, seq, size, expires_at, shared, tags)
 
     # -- what users ask --------------------------------------------------------------------------------------------
 

@@ -195,10 +195,10 @@ def _judge(
     if reply.status is LeaseStatus.FOREIGN:
         instance.foreign(key, "not an envelope")  # raises: where such bytes are to be a miss, they are overwritten
     if reply.status is LeaseStatus.VALUE:
-        found: dict[str, RawFound] = {}
-        shard.absorb(token, read, take(instance, ((key, facts),), read, found, []), now=read.sent_at)
-        instance.counters.redis_hits += len(found)
-        return Answer(reply, None, result_of(found.get(key), read, facts))
+        details: dict[str, RawFound] = {}
+        shard.absorb(token, read, take(instance, ((key, facts),), read, {}, [], details), now=read.sent_at)
+        instance.counters.redis_hits += len(details)
+        return Answer(reply, None, result_of(details.get(key), read, facts))
     if not request.version:
         shard.absorb(token, read, [(key, read.seq + 1, None)], now=read.sent_at)
     if reply.status is LeaseStatus.TAKEN:

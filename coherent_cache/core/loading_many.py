@@ -50,7 +50,7 @@ def get_or_set_many(
     missing = list(keys)
     while missing:
         found = yield from read(instance, missing)
-        values.update((key, hit[0]) for key, hit in found.items())
+        values |= found
         missing = [key for key in missing if key not in values]
         if missing:
             values |= yield from _round(instance, missing, loader, options, patience, home)

@@ -156,8 +156,9 @@ class LocalTier:
                 entry.birth = births
                 self.ticks = entry.used = self.ticks + 1  # readers count here too
                 size += entry.size
-                for tag in entry.tags:
-                    tagged.setdefault(tag, set()).add(key)
+                if entry.tags:
+                    for tag in entry.tags:
+                        tagged.setdefault(tag, set()).add(key)
                 entries[key] = entry
         self.counts.inserts += births - self.births
         self.births, self.bytes = births, size

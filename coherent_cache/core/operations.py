@@ -56,11 +56,13 @@ from coherent_cache.wire import (
     CODE_LEASE,
     CODE_NOTHING,
     CODING_SHIFT,
+    STAMP,
     Kind,
     OtherSchema,
     WireError,
     compressed_prefix,
     decode_envelope,
+    decode_twin,
     encode_content,
 )
 
@@ -98,10 +100,11 @@ class Found(NamedTuple):
     sent_at: float
 
 
+_NO_TAGS: Final[tuple[str, ...]] = ()
 _NO_VALUES: Final = frozenset((CODE_LEASE, CODE_NOTHING))
 
 RawFound = tuple[Any, int, float]
-"""Value, seq and expiry: what a bulk read needs of :class:`Found`, made in a tenth of the time."""
+"""Value, seq and expiry: what :class:`Found` is made of."""
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -121,7 +124,8 @@ def read_one(instance: Instance, key: str, into: list[ReadReply] | None = None) 
         As :func:`read`.
     """
     ((shard, (pair,)),) = by_shard(instance, (key,))
-    found: dict[str, RawFound] = {}
+    found: dict[str, Any] = {}
+    details: dict[str, RawFound] = {}
     tagged: list[Key] = []
     while True:
         request = ReadRequest(shard.index, (pair[1][0],), bool(tagged))
@@ -130,22 +134,22 @@ def read_one(instance: Instance, key: str, into: list[ReadReply] | None = None) 
         try:
             (reply,) = yield (request,)
             assert isinstance(reply, ReadReply)
-            shard.absorb(token, reply, take(instance, (pair,), reply, found, tagged), now=reply.sent_at)
+            shard.absorb(token, reply, take(instance, (pair,), reply, found, tagged, details), now=reply.sent_at)
         finally:
             shard.release(token)
         if into is not None:
             into.append(reply)
         if not tagged:
             break
-    raw = found.get(key)
+    raw = details.get(key)
     if raw is None:
         return None
     instance.counters.redis_hits += 1
     return Found(raw[0], Version(reply.epoch, raw[1]), raw[2], reply.sent_at)
 
 
-def read(instance: Instance, keys: Iterable[str]) -> Operation[dict[str, RawFound]]:
-    """Read keys from Redis and fill the local tier; return those that are there (P2, P7).
+def read(instance: Instance, keys: Iterable[str]) -> Operation[dict[str, Any]]:
+    """Read keys from Redis and fill the local tier; return the values of those that are there (P2, P7).
 
     Args:
         instance: the instance.
@@ -157,7 +161,7 @@ def read(instance: Instance, keys: Iterable[str]) -> Operation[dict[str, RawFoun
         ForeignValue: a key holds no envelope, and ``on_foreign="raise"``.
         SerializationError: a payload cannot be decoded.
     """
-    found: dict[str, RawFound] = {}
+    found: dict[str, Any] = {}
     groups = by_shard(instance, keys)
     judge_tags = False
     while groups:
@@ -186,8 +190,13 @@ def read(instance: Instance, keys: Iterable[str]) -> Operation[dict[str, RawFoun
     return found
 
 
-def take(
-    instance: Instance, chunk: Sequence[Key], reply: ReadReply, found: dict[str, RawFound], tagged: list[Key]
+def take(  # noqa: C901, PLR0915  # one reply's rules in one place, and no call per key that can be spared
+    instance: Instance,
+    chunk: Sequence[Key],
+    reply: ReadReply,
+    found: dict[str, Any],
+    tagged: list[Key],
+    details: dict[str, RawFound] | None = None,
 ) -> list[tuple[str, int, Entry | None]]:
     """Judge and decode what a reply holds; return what the shard is to take in.
 
@@ -195,41 +204,57 @@ def take(
         instance: the instance.
         chunk: the keys that were asked for.
         reply: the reply.
-        found: live values are added to it.
+        found: live values are added to it, by key.
         tagged: keys whose tags must be judged before anything can be said are added to it.
+        details: takes the same with seq and expiry, if anybody wants them: a bulk read does not.
     """
     items: list[tuple[str, int, Entry | None]] = []
-    epoch, clock, floor, sent_at, now_ms = reply.epoch, reply.seq, reply.floor, reply.sent_at, reply.now_ms
+    epoch, floor, absent, sent_at, now_ms = reply.epoch, reply.floor, reply.seq + 1, reply.sent_at, reply.now_ms
     keep, codec, local_ttl = instance.settings.local_enabled, instance.codec, instance.settings.local_ttl
     make_entry, loads, code_here = instance.make_entry, codec.loads, codec.code
     tag_floors = reply.tag_floors or repeat(0, len(chunk))
+    # Of the last envelope that was judged, if it has no tags and lives: then its twins live as well, and have the same
+    # seq and expiry.
+    stamp = b""
+    seq, expires_at, local_until = 0, inf, inf
     for (key, facts), data, tag_floor in zip(chunk, reply.envelopes, tag_floors, strict=True):
         if data is None:
-            items.append((key, clock + 1, None))
+            items.append((key, absent, None))
             continue
-        try:
-            written_in, seq, expires_ms, coding, tags, payload = decode_envelope(data, facts[1])
-        except OtherSchema:
-            items.append((key, clock + 1, None))
-            continue
-        except WireError as error:
-            instance.foreign(key, str(error))  # raises, unless such bytes are to be a miss
-            items.append((key, clock + 1, None))
-            continue
-        # An envelope lives iff it is of the same epoch, floors < version <= clock, and its time is not over (P2, P10);
-        # a lease and "no such thing" are no values (P11).
-        if (
-            written_in != epoch
-            or not floor < seq <= clock
-            or seq <= tag_floor
-            or 0 < expires_ms <= now_ms
-            or (coding != code_here and coding in _NO_VALUES)
-        ):
-            items.append((key, clock + 1, None))
-            continue
-        if tags and seq < reply.tag_seq:
-            tagged.append((key, facts))
-            continue
+        own_stamp = data[STAMP]
+        payload = decode_twin(data, facts[1]) if own_stamp == stamp else None
+        if payload is not None:
+            coding, tags = code_here, _NO_TAGS
+        else:
+            stamp = b""
+            try:
+                written_in, seq, expires_ms, coding, tags, payload = decode_envelope(data, facts[1])
+            except OtherSchema:
+                items.append((key, absent, None))
+                continue
+            except WireError as error:
+                instance.foreign(key, str(error))  # raises, unless such bytes are to be a miss
+                items.append((key, absent, None))
+                continue
+            # An envelope lives iff it is of the same epoch, floors < version <= clock, and its time is not over (P2,
+            # P10); a lease and "no such thing" are no values (P11).
+            if (
+                written_in != epoch
+                or not floor < seq < absent
+                or seq <= tag_floor
+                or 0 < expires_ms <= now_ms
+                or (coding != code_here and coding in _NO_VALUES)
+            ):
+                items.append((key, absent, None))
+                continue
+            if not tags:
+                stamp = b"" if reply.tag_floors else own_stamp
+            elif seq < reply.tag_seq:
+                tagged.append((key, facts))
+                continue
+            # What Redis has left, counted from before the request was sent.
+            expires_at = sent_at + (expires_ms - now_ms) / 1000 if expires_ms else inf
+            local_until = expires_at if local_ttl is None else min(expires_at, sent_at + local_ttl)
         kept: bytes | None = payload
         try:
             if coding == code_here:
@@ -238,17 +263,12 @@ def take(
                 value, kept = _decode_other(instance, payload, coding)
         except SerializationError as error:
             raise SerializationError(error.reason, key=key) from error
-        # What Redis has left, counted from before the request was sent.
-        expires_at = sent_at + (expires_ms - now_ms) / 1000 if expires_ms else inf
-        found[key] = (value, seq, expires_at)
-        if not keep:
-            continue
-        if kept is None:
-            items.append((key, seq, None))
-            continue
-        if local_ttl is not None and sent_at + local_ttl < expires_at:
-            expires_at = sent_at + local_ttl
-        items.append((key, seq, make_entry(facts, value, kept, seq, tags, expires_at)))
+        found[key] = value
+        if details is not None:
+            details[key] = (value, seq, expires_at)
+        if keep:
+            entry = None if kept is None else make_entry(facts, value, kept, seq, tags, local_until)
+            items.append((key, seq, entry))
     return items
 
 

@@ -59,6 +59,10 @@ ZONE_OFFSET: Final = 1
 ZONE_NAMED_OFFSET: Final = 2
 ZONE_KEY: Final = 3
 
+_FIRST_FIXSTR: Final = 0xA0
+_LAST_FIXSTR: Final = 0xBF
+_BIN8: Final = 0xC4
+_BIN16: Final = 0xC5
 _MARKED: Final = b"\xc1"
 _MARKED_BYTE: Final = 0xC1
 
@@ -205,8 +209,18 @@ def loads(data: bytes) -> Any:
     """Return the value of bytes, or raise ``SerializationError``."""
     error: BaseException
     try:
-        if data and data[0] == _MARKED_BYTE:
-            return _Marks().unpack(data)
+        # Bytes and short text need no unpacker; whatever has another length than it says is left to that to refuse.
+        head = data[0] if data else 0
+        if head > _LAST_FIXSTR:
+            size = len(data)
+            if head == _BIN16 and size > 2 and size == 3 + (data[1] << 8 | data[2]):
+                return data[3:]
+            if head == _BIN8 and size > 1 and size == 2 + data[1]:
+                return data[2:]
+            if head == _MARKED_BYTE:
+                return _Marks().unpack(data)
+        elif head >= _FIRST_FIXSTR and len(data) == 1 + head - _FIRST_FIXSTR:
+            return str(data[1:], "utf-8")
         # timestamp=3: the timestamps of other writers become a datetime, not a type of the msgpack package.
         return msgpack.unpackb(data, strict_map_key=False, ext_hook=_unpack_other, timestamp=3)
     except Exception as caught:  # noqa: BLE001 - damaged bytes must look the same whatever they trip over

@@ -284,8 +284,7 @@ class CoherenceMachine(RuleBasedStateMachine):
         seen = self.seen[flight.member.name]
         for key, (number, value) in doing.snapshot.items():
             if doing.reads:
-                found = flight.result.get(key)
-                assert (ABSENT if found is None else found[0]) == value, "a read returns what Redis had"
+                assert flight.result.get(key, ABSENT) == value, "a read returns what Redis had"
             assert number >= doing.floor.get(key, 0), "never backwards"
             seen[key] = max(seen[key], number)
         for tag in doing.tags:

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from coherent_cache.core.entries import Entry, RemovalCause
+from coherent_cache.core.entries import RemovalCause, make_entry
 from coherent_cache.core.local_tier import LocalTier
 
 KEYS = st.sampled_from([f"k{number}" for number in range(12)])
@@ -80,7 +80,7 @@ class TierMachine(RuleBasedStateMachine):
     )
     def insert(self, key, seq, size, ttl, shared, tags):
         self.step += 1
-        held = Entry(object(), seq=seq, size=size, expires_at=self.now + ttl, shared=shared, tags=tags)
+        held = make_entry(object(), seq=seq, size=size, expires_at=self.now + ttl, shared=shared, tags=tags)
         stored = self.tier.insert(key, held, self.now)
         uses = 1
         if key in self.model:

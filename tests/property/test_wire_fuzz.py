@@ -113,6 +113,12 @@ def check_envelope(data: bytes, digest: bytes, codec: int, schema: int = 0) -> N
     assert encode_envelope(fields, digest, schema) == data
     # The short cut for common envelopes must judge as the decoder of all envelopes does.
     assert wire._decode_envelope(data, wire.envelope_prefix(digest, codec, schema)) == fields
+    # So must the one for those that have a known envelope's stamp.
+    prefix = wire.envelope_prefix(digest, codec, schema)
+    payload = wire.decode_twin(data, prefix) if not fields[4] else None
+    assert payload in (None, fields[5])
+    if payload is None and not fields[4] and fields[3] == codec:
+        assert not 0 < len(fields[5]) < 0x1_0000
 
 
 # --- envelopes ---

@@ -134,7 +134,7 @@ MUTATIONS = [
     ),
     Mutation(
         "absence", "P7: an absence is knowledge too",
-        ((operations, "take", ("items.append((key, clock + 1, None))", "pass")),), "races", 2000,
+        ((operations, "take", ("items.append((key, absent, None))", "pass")),), "races", 2000,
     ),
     Mutation(
         "atomic_insert", "P7: check and insertion are one step",

@@ -181,10 +181,10 @@ def check_result(call: Call, result: Any) -> None:
     if isinstance(result, Result):
         _check_load(call, result)
     if isinstance(result, operations.Found):
-        result = {call.reads[0]: (result.value, result.version.seq)}
+        result = {call.reads[0]: result.value}
     for key in call.reads:
         found = None if result is None else result.get(key)
-        number = None if found is None else number_of(found[0])
+        number = None if found is None else number_of(found)
         if number != call.seen[key][1]:
             text = f"{process.name} read {key} as {number}, Redis had {call.seen[key][1]}"
             raise Violation("read", text)

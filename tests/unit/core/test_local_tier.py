@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from coherent_cache.core import local_tier
-from coherent_cache.core.entries import ENTRY_OVERHEAD_BYTES, CountedEntry, Entry, RemovalCause, TierCounts
+from coherent_cache.core.entries import ENTRY_OVERHEAD_BYTES, CountedEntry, RemovalCause, TierCounts, make_entry
 from coherent_cache.core.eviction import POLICIES, LruPolicy
 from coherent_cache.core.local_tier import LocalTier
 
@@ -37,7 +37,7 @@ def hit(tier, key, now=0.0):
 
 
 def entry(value="v", *, seq=1, size=1, **options):
-    return Entry(value, seq=seq, size=size, **options)
+    return make_entry(value, seq=seq, size=size, **options)
 
 
 class Checked:
@@ -98,7 +98,7 @@ def test_a_coded_entry_has_a_coded_deadline_and_no_other():
 
 
 def test_an_entry_never_expires_by_default():
-    held = Entry("v", seq=7, size=9)
+    held = make_entry("v", seq=7, size=9)
     assert (held.deadline, held.tags, held.seq, held.size) == (inf, (), 7, 9)
     assert not held.is_expired(sys.float_info.max)
 
@@ -112,7 +112,9 @@ def test_an_entry_lives_strictly_before_its_expiry(shared):
 
 
 def test_entries_and_tiers_have_no_dict():
-    for held in (entry(), TierCounts(), new_tier().tier, CountedEntry(entry(), stamp=1, frequency=1)):
+    plain = entry()
+    plain.birth = 1
+    for held in (plain, TierCounts(), new_tier().tier, CountedEntry(plain, stamp=1, frequency=1)):
         assert not hasattr(held, "__dict__")
 
 
@@ -124,7 +126,9 @@ def test_the_overhead_is_about_what_an_entry_really_costs():
     try:
         for number in range(count + 400):
             value = b"x" * 96 + b"%04d" % number
-            tier.insert(f"key:{number:016d}", Entry(value, seq=9999 + number, size=620, expires_at=1e6 + number), 0.0)
+            tier.insert(
+                f"key:{number:016d}", make_entry(value, seq=9999 + number, size=620, expires_at=1e6 + number), 0.0
+            )
         used = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
@@ -860,7 +864,7 @@ def test_readers_see_whole_entries_while_a_mutator_works(policy):
                 tier = owner._tier
                 key = f"k{rng.randrange(30)}"
                 tags = (f"t{number % 3}",) if number % 2 else ()
-                held = Entry(
+                held = make_entry(
                     (key, "whole"),
                     seq=number,
                     size=rng.randrange(1, 5),

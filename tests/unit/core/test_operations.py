@@ -7,6 +7,7 @@ Two members, ``a`` and ``b``, share a fake Redis. ``execute`` lets Redis work, `
 import copy
 import json
 import pickle
+import zlib
 from contextlib import suppress
 from dataclasses import replace
 from math import inf
@@ -43,7 +44,7 @@ from coherent_cache.keys import key_digest
 from coherent_cache.serializers import make_codec
 from coherent_cache.serializers.compression import make_compressor
 from coherent_cache.versions import Version
-from coherent_cache.wire import Kind, encode_content, encode_envelope, envelope_prefix
+from coherent_cache.wire import Kind, compressed_prefix, encode_content, encode_envelope, envelope_prefix
 from tests.unit.core.model import (
     ABSENT,
     EPOCH,
@@ -64,11 +65,6 @@ def world(new_world):
     return new_world()
 
 
-def values(result):
-    """Values by key of what ``read`` returned."""
-    return {key: found[0] for key, found in result.items()}
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -77,7 +73,7 @@ def test_p2_a_read_fills_what_is_there(world):
     b.set("k", "v")
     b.set("x", ["a list"])
     a.settle()
-    assert values(a.read("k", "x", "nothing").run()) == {"k": "v", "x": ["a list"]}
+    assert a.read("k", "x", "nothing").run() == {"k": "v", "x": ["a list"]}
     assert (a.hit("k"), a.hit("x"), a.hit("nothing")) == ("v", ["a list"], ABSENT)
     assert a.instance.counters.redis_hits == 2
 
@@ -128,7 +124,7 @@ def test_a_read_of_many_keys_is_one_round_trip_in_pieces(world):
     a.store(dict.fromkeys(keys[:3], "v")).run()
     flight = a.read(*keys)
     assert [len(request.keys) for request in flight.requests] == [MAX_KEYS_PER_SCRIPT, MAX_KEYS_PER_SCRIPT, 1]
-    assert values(flight.run()) == dict.fromkeys(keys[:3], "v")
+    assert flight.run() == dict.fromkeys(keys[:3], "v")
     assert flight.done
 
 
@@ -142,7 +138,7 @@ def test_a_read_asks_each_shard_for_its_keys(new_world):
     assert sorted(request.shard for request in flight.requests) == [0, 1, 2, 3]
     for request in flight.requests:
         assert {a.instance.shard_of(key).index for key in request.keys} == {request.shard}
-    assert values(flight.run()) == {key: key for key in keys}
+    assert flight.run() == {key: key for key in keys}
     assert all(a.hit(key) == key for key in keys)
 
 
@@ -164,7 +160,7 @@ def test_i1_a_peers_write_overtakes_a_fill(world):
     fill = a.read("k").execute()
     b.set("k", "new")
     a.settle()  # the message comes, there is nothing to evict
-    assert values(fill.run()) == {"k": "old"}  # returned: it was current after the call began
+    assert fill.run() == {"k": "old"}  # returned: it was current after the call began
     assert a.hit("k") is ABSENT
     assert a.get("k") == "new"
     assert a.hit("k") == "new"
@@ -261,7 +257,7 @@ def test_a3_a_bypassing_read_is_knowledge(world):
     assert a.get("k") == "old"
     b.set("k", "new")
     a.cut()
-    assert values(a.read("k").run()) == {"k": "new"}
+    assert a.read("k").run() == {"k": "new"}
     assert a.hit("k") is ABSENT
 
 
@@ -456,7 +452,7 @@ def test_p9_i19_a_read_notices_that_the_clock_is_missing(world, lose):
     a.store({"k": 1, "x": 2}).run()
     world.settle()
     getattr(world.server, lose)()
-    assert values(a.read("k").run()) == {}  # the envelope is there still, or not: dead in any case
+    assert a.read("k").run() == {}  # the envelope is there still, or not: dead in any case
     assert a.hit("x") is ABSENT
     assert a.shard.state is State.CONNECTING
     a.tick()
@@ -544,7 +540,7 @@ def answered(member, key, data, **options):
     """Let a read of one key be answered with this envelope; return its value or ABSENT."""
     flight = member.read(key)
     flight.answer(read_reply(envelopes=[data], sent_at=member.clock.now, **options))
-    return flight.result[key][0] if key in flight.result else ABSENT
+    return flight.result.get(key, ABSENT)
 
 
 @pytest.mark.parametrize(
@@ -615,7 +611,7 @@ def test_p10_values_older_than_a_tag_invalidation_are_asked_for_again(world):
     assert flight.requests == [ReadRequest(0, (b"dead", b"alive"), judge_tags=True)]
     assert (a.hit("plain"), a.hit("new"), a.held("alive")) == (3, 4, None)
     assert a.tokens() == 1
-    assert values(flight.run()) == {"alive": 2, "plain": 3, "new": 4}
+    assert flight.run() == {"alive": 2, "plain": 3, "new": 4}
     assert (a.hit("alive"), a.held("dead")) == (2, None)
     assert a.instance.counters.redis_hits == 3
 
@@ -628,13 +624,62 @@ def test_p10_what_overtakes_the_second_question_is_seen(world):
     flight = a.read("k").execute().finish()  # not judged yet
     b.set("k", "new")
     a.settle()
-    assert values(flight.run()) == {"k": "new"}
+    assert flight.run() == {"k": "new"}
     assert a.hit("k") == "new"
     again = a.read("k").execute()
     b.set("k", "newest")
     a.settle()
     again.run()
     assert a.held("k") is None
+
+
+def test_p2_values_of_one_bulk_write_are_told_apart_from_their_neighbours(new_world):
+    """What has the stamp of the live value before it is taken without another look; what differs in anything is not."""
+    (reader,) = new_world(members="a", connect=False, on_foreign="miss")
+    reader.shard.resync(sync_reply(10), server="A", sent_at=reader.clock.now, now=reader.clock.now)
+    sent_at = reader.clock.now
+
+    def made(key, value=None, seq=5, expires_ms=6_000, **options):
+        return key, envelope(reader, key, key if value is None else value, seq, expires_ms=expires_ms, **options)
+
+    packed = "packed", compressed_twin(reader, "packed", made("packed", "z" * 40)[1])
+    data = dict(
+        [
+            made("a"), made("twin"), made("of another codec", codec="json"), made("twin of that"),
+            packed, made("another twin"), made("older", seq=4), ("none", None),
+            made("dead", expires_ms=4_000), made("dead twin", expires_ms=4_000),
+            made("of another epoch", epoch=OTHER_EPOCH), made("twin there", epoch=OTHER_EPOCH),
+            made("for ever", b"l" * 300, expires_ms=0), made("its twin", b"l" * 300, expires_ms=0),
+            made("tagged", tags=("t",)), made("tagged twin", tags=("t",)),
+            made("before"), ("of another key", made("x")[1]), ("damaged", made("damaged")[1][:-1]), made("last"),
+        ]
+    )  # fmt: skip
+    flight = reader.read(*data)
+    flight.answer(read_reply(envelopes=list(data.values()), now_ms=5_000, sent_at=sent_at))
+    gone = {"none", "dead", "dead twin", "of another epoch", "twin there", "of another key", "damaged"}
+    values = {key: key for key in data if key not in gone}
+    values |= {"packed": "z" * 40, "for ever": b"l" * 300, "its twin": b"l" * 300}
+    assert flight.result == values
+    held = {key: reader.held(key) for key in data}
+    assert {key for key, entry in held.items() if entry is None} == gone
+    assert {key for key in values if held[key].seq != 5} == {"older"}
+    assert {key for key in values if held[key].expires_at == inf} == {"for ever", "its twin"}
+    assert {round(held[key].expires_at - sent_at, 6) for key in values} == {1.0, inf}
+    assert reader.instance.counters.errors == 2
+
+
+def compressed_twin(member, key, data):
+    """The envelope with its payload compressed."""
+    prefix = member.instance.facts(key)[1]
+    return compressed_prefix(prefix, 1) + data[19:69] + encode_content((), zlib.compress(data[72:]))
+
+
+def test_p2_tag_floors_count_for_twins_as_well(reader):
+    """Redis tells a floor for what carries no tag only if it is damaged: then it counts as absent all the same."""
+    flight = reader.read("a", "b")
+    data = [envelope(reader, key, key, 5) for key in "ab"]
+    flight.answer(read_reply(envelopes=data, tag_floors=[4, 6]))
+    assert flight.result == {"a": "a"}
 
 
 # --- P2: how long a value may be kept ---------------------------------------------------------------------------------
@@ -687,11 +732,11 @@ def test_without_a_local_tier_nothing_is_kept(new_world):
     world = new_world(local_enabled=False)
     a, b = world
     a.set("k", [1])
-    assert values(b.read("k").run()) == {"k": [1]}
+    assert b.read("k").run() == {"k": [1]}
     assert b.begin(operations.read_one, "k").run().value == [1]
     assert (a.held("k"), b.held("k")) == (None, None)
     b.instance.codec = make_codec("json")
-    assert values(b.read("k").run()) == {"k": [1]}
+    assert b.read("k").run() == {"k": [1]}
     flights = [a.delete("k"), a.touch("k", 1.0), a.clear(), a.invalidate("t"), a.store({"k": 1})]
     for flight in flights:
         with pytest.raises(CacheUnavailable):
@@ -713,7 +758,7 @@ def test_callers_may_change_what_they_stored_and_got(world):
     assert got == ["a"]
     got.append("c")
     assert a.hit("k") == ["a"]
-    theirs = values(b.read("k").run())["k"]
+    theirs = b.read("k").run()["k"]
     theirs.append("d")
     assert b.hit("k") == ["a"]
 
@@ -752,7 +797,7 @@ def test_a_value_that_this_serializer_could_not_store_is_returned_and_not_kept(w
     b.instance.codec = make_codec("json")
     a.store({"k": b"bytes", "x": 1}).run()
     b.settle()
-    assert values(b.read("k", "x").run()) == {"k": b"bytes", "x": 1}
+    assert b.read("k", "x").run() == {"k": b"bytes", "x": 1}
     assert (b.hit("k"), b.hit("x")) == (ABSENT, 1)
 
 
@@ -764,7 +809,7 @@ def test_a_value_that_is_returned_and_not_kept_is_knowledge(world):
     b.get("k")
     slow = b.read("k").execute()
     a.set("k", b"bytes")
-    assert b.read("k").run()["k"][0] == b"bytes"
+    assert b.read("k").run()["k"] == b"bytes"
     slow.run()
     assert b.hit("k") is ABSENT
 
@@ -868,7 +913,7 @@ def test_without_a_local_tier_nothing_is_encoded_again(new_world):
     compressing(a)
     b.instance.codec = make_codec("json")
     a.store({"large": [1] * 2000, "small": [1]}).run()
-    assert values(b.read("large", "small").run()) == {"large": [1] * 2000, "small": [1]}
+    assert b.read("large", "small").run() == {"large": [1] * 2000, "small": [1]}
 
 
 def test_nothing_is_decompressed_beyond_the_limit(new_world):

@@ -8,7 +8,7 @@ from math import inf
 
 import pytest
 
-from coherent_cache.core.entries import Entry
+from coherent_cache.core.entries import make_entry
 from coherent_cache.core.questions import Ask, Question, decode_report, encode_question
 from coherent_cache.core.reporting import ProcessFacts, Reporter
 from coherent_cache.core.session import (
@@ -495,7 +495,7 @@ def test_p9_a_message_of_another_epoch_asks_for_a_resync_from_nowhere(started):
 
 
 def hold(member, key):
-    member.shard.tier.insert(key, Entry("v", seq=5, size=1), NOW)
+    member.shard.tier.insert(key, make_entry("v", seq=5, size=1), NOW)
 
 
 NEWER_FORMAT = b"\x02" + encode_message(message(Kind.SET, 11, "k"))[1:]

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from coherent_cache.core import shard as shard_module
-from coherent_cache.core.entries import Entry, RemovalCause
+from coherent_cache.core.entries import RemovalCause, make_entry
 from coherent_cache.core.local_tier import LocalTier
 from coherent_cache.core.shard import MAX_TAG_FLOORS, PAST_EPOCHS, SWEEP_ENTRIES, Shard
 from coherent_cache.core.states import TRANSITIONS, State, Trigger
@@ -89,7 +89,8 @@ class Bench:
     def absorb(self, token, *items, reply=None, now=NOW, tags=()):
         """Take in (key, version) pairs with a value, (key, version, None) without."""
         full = [
-            (key, seq, None if none else Entry(f"{key}@{seq}", seq=seq, size=1, tags=tags)) for key, seq, *none in items
+            (key, seq, None if none else make_entry(f"{key}@{seq}", seq=seq, size=1, tags=tags))
+            for key, seq, *none in items
         ]
         self.shard.absorb(token, reply or read_reply(), full, now=now)
 
@@ -340,7 +341,7 @@ def test_p7_a_token_is_released_even_if_taking_in_fails(bench):
     token = bench.register("k")
 
     def items():
-        yield "k", 9, Entry("v", seq=9, size=1)
+        yield "k", 9, make_entry("v", seq=9, size=1)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -1172,7 +1173,7 @@ def test_clear_local_keeps_horizon_generation_and_knowledge(bench):
 
 def test_an_expired_entry_is_removed_by_its_reader(bench):
     token = bench.register("k")
-    entry = Entry("v", seq=9, size=1, expires_at=101.0)
+    entry = make_entry("v", seq=9, size=1, expires_at=101.0)
     bench.shard.absorb(token, read_reply(), [("k", 9, entry)], now=NOW)
     bench.remove_expired("k", 100.9)
     assert bench.held() == {"k": 9}  # replaced by a fresh one meanwhile: it stays
@@ -1185,7 +1186,9 @@ def test_an_expired_entry_is_removed_by_its_reader(bench):
 def test_expired_entries_are_swept_a_few_at_a_time(bench):
     assert SWEEP_ENTRIES >= 100
     token = bench.register("a", "b")
-    entries = [(key, 9, Entry("v", seq=9, size=1, expires_at=expires)) for key, expires in (("a", 101.0), ("b", 102.0))]
+    entries = [
+        (key, 9, make_entry("v", seq=9, size=1, expires_at=expires)) for key, expires in (("a", 101.0), ("b", 102.0))
+    ]
     bench.shard.absorb(token, read_reply(), entries, now=NOW)
     bench.sweep(101.0)
     assert bench.held() == {"b": 9}
@@ -1278,7 +1281,7 @@ def test_p5_states_change_as_the_table_says(bench, state, trigger):
     [
         lambda shard, _: shard.register(["k"]),
         lambda shard, token: shard.release(token),
-        lambda shard, token: shard.absorb(token, read_reply(), [("k", 9, Entry("v", seq=9, size=1))], now=NOW),
+        lambda shard, token: shard.absorb(token, read_reply(), [("k", 9, make_entry("v", seq=9, size=1))], now=NOW),
         lambda shard, _: shard.learn_floor(write_reply(11), CLEAR, ()),
         lambda shard, _: shard.distrust_keys(["k"]),
         lambda shard, _: shard.distrust_all(),

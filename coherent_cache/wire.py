@@ -394,6 +394,9 @@ def encode_message_ends(
     return head, _packed(origin) + msgpack.Packer().pack(names)
 
 
+_unpackb: Final = msgpack.unpackb  # by default as strict as it can be
+_new_tuple: Final = tuple.__new__
+
 _packed: Final = lru_cache(maxsize=64)(msgpack.packb)
 """Packs what comes again and again: origins."""
 
@@ -414,21 +417,25 @@ def decode_message(data: bytes) -> Message:
         UnknownFormat: a message of a format or kind that this release does not know.
         WireError: anything else that is no message.
     """
+    # Every message of the fleet comes through here: what is the case nearly always is asked first.
     fields = unpack_fields(data, _MESSAGE_TYPES, "message")
     number, epoch, seq, nonce, previous, seconds, microseconds, origin, names = fields
-    wants_receipts = number >= 0 and bool(number & _WANTS_RECEIPTS)
-    kind = _KINDS.get(number - _WANTS_RECEIPTS if wants_receipts else number)
+    kind, wants_receipts = _KINDS.get(number), False
     if kind is None:
-        raise UnknownFormat(f"message of kind {number}")
-    if names and set(map(type, names)) != _ONLY_TEXT:
+        wants_receipts = number >= 0 and bool(number & _WANTS_RECEIPTS)
+        kind = _KINDS.get(number - _WANTS_RECEIPTS)
+        if kind is None or not wants_receipts:
+            raise UnknownFormat(f"message of kind {number}")
+    if (type(names[0]) is not str) if len(names) == 1 else (names and set(map(type, names)) != _ONLY_TEXT):
         raise WireError("a message's names are not all text")
     position = _position(epoch, seq, nonce)
     if not position:
         raise WireError("a version is out of range")
     if len(previous) != NONCE_BYTES:
         raise WireError("a nonce is of another length")
-    time_us = _time_us(seconds, microseconds)
-    return Message(kind, epoch, position, nonce, previous, time_us, origin, tuple(names), wants_receipts)
+    time_us = _number(seconds) * 1_000_000 + _number(microseconds)
+    message = (kind, epoch, position, nonce, previous, time_us, origin, tuple(names), wants_receipts)
+    return _new_tuple(Message, message)  # as Message(*message), in a fifth of the time
 
 
 def encode_receipt(nonce: bytes, member: str) -> bytes:
@@ -488,9 +495,9 @@ def _time_us(seconds: str, microseconds: str) -> int:
 
 def _number(text: str | bytes) -> int:
     """Read a number as Lua wrote it: digits alone, where int() would take signs, spaces and underscores as well."""
-    if not (text.isdigit() and text.isascii() and len(text) <= _DIGITS):
-        raise WireError("a number is not 1 to 16 digits")
-    return int(text)
+    if text.isdigit() and text.isascii() and len(text) <= 16:
+        return int(text)
+    raise WireError("a number is not 1 to 16 digits")
 
 
 def unpack_fields(data: bytes, types: list[type], what: str) -> list[Any]:
@@ -505,7 +512,7 @@ def unpack_fields(data: bytes, types: list[type], what: str) -> list[Any]:
     if data[0] != MESSAGE_FORMAT:
         raise UnknownFormat(f"{what} of format {data[0]}, this release knows {MESSAGE_FORMAT}")
     try:
-        fields = msgpack.unpackb(memoryview(data)[1:], raw=False, strict_map_key=True)
+        fields = _unpackb(data[1:])  # a copy costs less than a view
     except Exception as error:  # noqa: BLE001  # msgpack raises many kinds, among them RecursionError-like StackError
         raise WireError(f"a {what} is not msgpack ({type(error).__name__})") from None
     if type(fields) is not list or list(map(type, fields)) != types:

@@ -178,9 +178,12 @@ class Session:
         held = self._shards[shard]
         try:
             message = decode_message(data)
-            self.foreign += message.origin != self._origin or message.wants_receipts
             sound = held.apply(message, now=now)
-            self._confirm(held, message)
+            if message.wants_receipts:
+                self.foreign += 1
+                self._confirm(held, message)
+            elif message.origin != self._origin:
+                self.foreign += 1
         except WireError as error:
             what = "newer release: " if isinstance(error, UnknownFormat) else ""
             held.distrust(f"{what}{error}")

@@ -51,8 +51,16 @@ ECHO_PAUSE: Final = 0.001
 """Seconds to sleep after a batch that held only echoes of this instance's own writes.
 
 Without it, each write of a busy writer would wake this thread, and the two would hand the interpreter lock to and fro.
-With it, a wake-up serves about eight messages.
 """
+
+LONGEST_ECHO_PAUSE: Final = 0.008
+"""Most seconds of that: each pause that some echoes came in doubles the next one, any message of a peer ends that.
+
+A wake-up costs a writer as much as four writes, so it should serve more of them than that.
+"""
+
+ECHOES_PER_PAUSE: Final = 4
+"""Echoes of one batch from which the next pause is longer."""
 
 _NOT_WHILE_SUBSCRIBED: Final = "allowed in this context"
 
@@ -255,15 +263,16 @@ class Subscriber:
         # primary would come from there for ever.
         self._pool.server = link.server
         try:
-            next_tick = 0.0
+            next_tick = pause = 0.0
             while not self._stopping.is_set():
-                items = link.receive(min(next_tick - self._clock(), LONGEST_WAIT))
+                items = link.receive(min(next_tick - self._clock(), LONGEST_WAIT), likely=pause > 0)
                 now = self._clock()
                 foreign, plain = session.foreign, True
                 for item in items:
                     plain &= wire.dispatch(item, now)
-                if items and items[-1].kind == "message" and session.foreign == foreign:
-                    time.sleep(ECHO_PAUSE)
+                pause = _echo_pause(items, pause, hurried=session.foreign != foreign)
+                if pause:
+                    time.sleep(pause)
                 if items and plain and now < next_tick and not (session.outgoing or self._events.waiting):
                     # Invalidations in time, the common case: nothing is due. An answer moves what is due next.
                     continue
@@ -328,6 +337,19 @@ _ANSWERED_BY: Final = {Sync: bytes, Receipt: int, Report: bytes, Response: int}
 """Types of answers. To how many subscribers a message went says nothing about who has read it."""
 
 
+def _echo_pause(items: Sequence[Item], last: float, *, hurried: bool) -> float:
+    """Return the seconds to sleep after a batch, 0.0 for not at all.
+
+    Args:
+        items: the batch.
+        last: what it was after the batch before.
+        hurried: whether a peer waits for anything in it.
+    """
+    if hurried or not items or items[-1].kind != "message":
+        return 0.0
+    return min(2 * last, LONGEST_ECHO_PAUSE) if last and len(items) >= ECHOES_PER_PAUSE else ECHO_PAUSE
+
+
 class _NeedsMarks(Exception):
     """The server allows no commands on a subscriber connection."""
 
@@ -373,30 +395,33 @@ class _Wire:
 
     def dispatch(self, item: Item, now: float) -> bool:
         """Hand something that came in to the session; tell whether it was an invalidation."""
-        match item.kind:
-            case "message":
-                if item.channel in self._channels:
-                    self._session.message(self._channels[item.channel], item.data, now)
-                    return True
-                if item.channel in self._receipts:
-                    self._session.receipt(self._receipts[item.channel], item.data)
-                    return True
-                self._dispatch_other(item, now)
+        kind, channel, data = item
+        if kind == "message":
+            shard = self._channels.get(channel)
+            if shard is not None:
+                self._session.message(shard, data, now)
+                return True
+            if channel in self._receipts:
+                self._session.receipt(self._receipts[channel], data)
+                return True
+            self._dispatch_other(item, now)
+            return False
+        match kind:
             case "subscribe":
-                if item.channel in self._channels:
-                    self._session.confirmed(self._channels[item.channel], now)
+                if channel in self._channels:
+                    self._session.confirmed(self._channels[channel], now)
             case "unsubscribe":
                 self._session.unsubscribed()
             case "reply" | "error" if not self._asked:
-                raise LinkLost(f"unexpected {item.kind}: {item.data!r:.100}")
+                raise LinkLost(f"unexpected {kind}: {data!r:.100}")
             case "reply":
                 command, _ = self._asked.popleft()
-                if type(item.data) is not _ANSWERED_BY[type(command)]:
+                if type(data) is not _ANSWERED_BY[type(command)]:
                     raise LinkLost("a command of the subscriber was answered by something else")
-                if isinstance(command, Sync) and isinstance(item.data, bytes):
-                    self._session.answer(command.shard, item.data, now)
+                if isinstance(command, Sync) and isinstance(data, bytes):
+                    self._session.answer(command.shard, data, now)
             case _:
-                self._refused(*self._asked.popleft(), item.data)
+                self._refused(*self._asked.popleft(), data)
         return False
 
     def _dispatch_other(self, item: Item, now: float) -> None:

@@ -55,6 +55,7 @@ from coherent_cache.errors import CacheUnavailable, ForeignValue, LoaderTimeout,
 from coherent_cache.testing.simulation.checks import check_hit, check_result, check_seen, number_of
 from coherent_cache.testing.simulation.loop import Violation
 from coherent_cache.testing.simulation.network import Exchange
+from coherent_cache.versions import Version
 from coherent_cache.wire import Kind
 
 if TYPE_CHECKING:
@@ -567,4 +568,4 @@ def _result(result: Any) -> str:
 
 
 def _item(item: Any) -> str:
-    return f"v{number_of(item[0])}@{item[1]}" if isinstance(item, tuple) else f"@{item.seq}"
+    return f"@{item.seq}" if isinstance(item, Version) else f"v{number_of(item)}"

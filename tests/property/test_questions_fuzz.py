@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import msgpack
 from hypothesis import example, given, settings
 
-from coherent_cache.core.entries import Entry
+from coherent_cache.core.entries import make_entry
 from coherent_cache.core.questions import (
     MAX_QUESTION_KEYS,
     Answer,
@@ -98,7 +98,7 @@ def test_whatever_is_asked_nothing_changes(data):
     (member,) = world
     reporter = Reporter(member.instance, ProcessFacts("1", "host", 1, 0.0, 0.0))
     for seq, key in enumerate(("a", "b", "c"), 1):
-        member.instance.shard_of(key.encode()).tier.insert(key, Entry("value", seq, 100), member.clock.now)
+        member.instance.shard_of(key.encode()).tier.insert(key, make_entry("value", seq, 100), member.clock.now)
 
     def held():
         return [

@@ -5,7 +5,7 @@ from math import inf
 import pytest
 
 from coherent_cache.core import reporting
-from coherent_cache.core.entries import Entry, KeptEntry
+from coherent_cache.core.entries import KeptEntry, make_entry
 from coherent_cache.core.questions import (
     MAX_QUESTION_KEYS,
     UNKNOWN,
@@ -41,7 +41,7 @@ class Asked:
 
     def put(self, key, seq, *, expires_at=inf, tags=()):
         shard = self.instance.shard_of(key.encode())
-        shard.tier.insert(key, Entry("value", seq, 100, expires_at, tags=tags), self.now)
+        shard.tier.insert(key, make_entry("value", seq, 100, expires_at, tags=tags), self.now)
         return shard
 
     def say(self, kind, seq, *names, shard=0):
@@ -152,7 +152,7 @@ def test_who_has_never_been_connected_says_so(new_world):
 
 def test_a_key_is_explained(asked):
     shard = asked.put("a", 3, expires_at=asked.now + 2, tags=("t",))
-    shard.kept.insert("a", KeptEntry(Entry("old", 2, 90), 30.0), asked.now)
+    shard.kept.insert("a", KeptEntry(make_entry("old", 2, 90), 30.0), asked.now)
     with_token = shard.register(("a", "b"))
     flight, _, _ = asked.instance.flights.join("a")
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PATIENCE = 60.0  # seconds for a server to start, on a machine that does much else
-CACHE_OPTIONS = {"heartbeat": 0.2, "max_staleness": 1.0}  # an example does not wait five seconds for what it shows
+CACHE_OPTIONS = {"heartbeat": 0.2, "max_staleness": 1.0, "timeout": 10.0}
+"""An example does not wait five seconds for what it shows, and runs on a machine that does much else."""
 
 
 def parser(text: str, *, seconds: float) -> argparse.ArgumentParser:
@@ -104,4 +105,7 @@ def running(*commands: list[str], environment: dict[str, str]) -> Iterator[list[
         for process in processes:
             process.terminate()
         for process in processes:
-            process.wait(PATIENCE)
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()

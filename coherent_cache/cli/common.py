@@ -43,18 +43,35 @@ class Terminated(KeyboardInterrupt):
         self.signum = signum
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add ``--json``."""
-    parser.add_argument("--json", action="store_true", help="print one JSON document, for programs")
+def add_json(parser: argparse.ArgumentParser, what: str = "print one JSON document, for programs") -> None:
+    """Add ``--json``, with what it does."""
+    parser.add_argument("--json", action="store_true", help=what)
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which cache is meant, and ``--json``; :func:`open_cache` reads them."""
+    add_place(parser)
+    add_json(parser)
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which cache is meant; :func:`place_of` reads them."""
     # The values of the variables are no defaults: those are shown by --help, and a URL may hold a password.
     parser.add_argument("--url", help=f"where Redis is (else {URL_VARIABLE}, else {DEFAULT_URL})")
     parser.add_argument("--namespace", help=f"namespace of the cache (else {NAMESPACE_VARIABLE})")
     parser.add_argument("--shards", type=int, help="as the namespace was created with (else as it is found)")
-    add_json(parser)
+
+
+def place_of(args: argparse.Namespace) -> tuple[str, str]:
+    """Return where Redis is, and the namespace.
+
+    Raises:
+        ConfigError: no namespace was given.
+    """
+    namespace = args.namespace or os.environ.get(NAMESPACE_VARIABLE)
+    if not namespace:
+        raise ConfigError("namespace", f"give --namespace, or set {NAMESPACE_VARIABLE}")
+    return args.url or os.environ.get(URL_VARIABLE) or DEFAULT_URL, namespace
 
 
 def open_cache(args: argparse.Namespace) -> CoherentCache:
@@ -64,10 +81,7 @@ def open_cache(args: argparse.Namespace) -> CoherentCache:
         ConfigError: no namespace was given, or an option is unusable.
         CacheUnavailable: Redis is away or refuses.
     """
-    namespace = args.namespace or os.environ.get(NAMESPACE_VARIABLE)
-    if not namespace:
-        raise ConfigError("namespace", f"give --namespace, or set {NAMESPACE_VARIABLE}")
-    url = args.url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+    url, namespace = place_of(args)
     shards = args.shards
     if shards is None:
         shards = find_shards(url, Settings(namespace=namespace)) or 1

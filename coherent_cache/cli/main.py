@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Final, NoReturn, Protocol
 
 from coherent_cache.__about__ import __version__
-from coherent_cache.cli import clear, delete, demo, exporter, get, serve_embedded, stats, top
+from coherent_cache.cli import clear, delete, demo, exporter, get, serve_embedded, stats, tail, top
 from coherent_cache.cli import set as set_
 from coherent_cache.cli.common import (
     EXIT_NO_REDIS,
@@ -56,6 +56,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "clear": clear,
     "stats": stats,
     "top": top,
+    "tail": tail,
     "exporter": exporter,
     "serve-embedded": serve_embedded,
 }

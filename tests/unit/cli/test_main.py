@@ -227,7 +227,7 @@ def test_what_the_library_refuses_is_wrong_usage(run, url, argv):
     assert "secret" not in one_line(err)
 
 
-@pytest.mark.parametrize("command", [["get", "a"], ["set", "a", "1"], ["delete", "a"], ["clear"], ["demo"]])
+@pytest.mark.parametrize("command", [["get", "a"], ["set", "a", "1"], ["delete", "a"], ["clear"], ["demo"], ["tail"]])
 def test_no_redis_exits_with_3(run, tmp_path, command):
     code, out, err = run(*command, "--url", f"unix://{tmp_path}/nobody-is-here", "--namespace", "shop")
     assert (code, out) == (3, "")

@@ -18,6 +18,7 @@ from measure import Row
 
 QUESTIONS: Final = (
     "local_hit",
+    "async_hit",
     "set_value",
     "miss",
     "get_many",

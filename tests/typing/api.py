@@ -6,7 +6,7 @@
 from decimal import Decimal
 from typing import Any, assert_type
 
-from coherent_cache import Acknowledgement, BatchItem, BatchResult, CoherentCache, Version
+from coherent_cache import Acknowledgement, AsyncCoherentCache, BatchItem, BatchResult, CoherentCache, Version
 
 cache = CoherentCache("memory://typing", namespace="typing", compress="zlib", schema=3)
 CoherentCache("memory://typing", namespace="typing", compress="gzip")  # type: ignore[arg-type]
@@ -102,3 +102,30 @@ def acknowledged_writes() -> None:
     assert_type(cache.invalidate_tags("t", wait=0.5), Acknowledgement)
     assert_type(cache.clear(wait=0.5).acknowledged, bool)
     cache.set("k", 1, wait="1")  # type: ignore[call-overload]
+
+
+aio = cache.aio
+
+
+@aio.cached(ttl=60)
+async def price_elsewhere(product: int, currency: str = "EUR") -> Decimal:
+    return Decimal(product)
+
+
+async def asynchronous() -> None:
+    assert_type(aio, AsyncCoherentCache)
+    assert_type(await price_elsewhere(7), Decimal)
+    assert_type(await price_elsewhere.refresh(7), Decimal)
+    assert_type(await price_elsewhere.invalidate(7), bool)
+    assert_type(price_elsewhere.key(7, currency="USD"), str)
+    await price_elsewhere("7")  # type: ignore[arg-type]
+    assert_type(await aio.set("k", 1), Version)
+    assert_type(await aio.set("k", 1, wait=1), Acknowledgement)
+    assert_type(await aio.delete("k"), bool)
+    assert_type(await aio.clear(wait=1), Acknowledgement)
+    assert_type(await aio.get_many(["k"]), dict[str, Any])
+    assert_type((await aio.get_or_set_entry("k", price_elsewhere.uncached, ttl=5)).stale, bool)
+    async with aio.batch() as batch:
+        assert_type(batch.set("k", 1), None)
+    aio.cached()(joined.uncached)  # type: ignore[arg-type]
+    cache.cached(ttl="60")  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 SHARED = ("measure", "server", "peers", "bench")
 QUESTIONS = (
     "local_hit",
+    "async_hit",
     "set_value",
     "miss",
     "get_many",

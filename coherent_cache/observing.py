@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from coherent_cache.runtime import clock
+
 if TYPE_CHECKING:
+    from coherent_cache.core.auditing import AuditReport
     from coherent_cache.core.overview import FleetStatus
     from coherent_cache.runtime import Runtime
 
@@ -36,3 +41,34 @@ class Observing:
             instances=tuple(sorted(found.reports.values(), key=lambda each: each.member)),
             silent=found.silent,
         )
+
+    def audit(
+        self,
+        keys: Iterable[str] | None = None,
+        *,
+        sample: int = 500,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> AuditReport:
+        """Ask all instances which versions they hold, compare with Redis, and ask again about what differs.
+
+        Takes a few round trips if nothing is outdated, else until everything is current, or at most as long as the
+        bound and 10 seconds.
+
+        Args:
+            keys: the keys to look at; None for a sample of what each instance holds.
+            sample: keys of each instance, 1 to 1,000.
+            sleep: waits some seconds between two looks.
+
+        Raises:
+            CacheUnavailable: Redis is away or refused.
+            NamespaceMismatch: the namespace was created with other settings.
+            ConfigError, InvalidKey: before anything is sent.
+        """
+        from coherent_cache.auditor import Audit, check_audit  # noqa: PLC0415  # as above
+
+        wanted = check_audit(keys, sample)
+        runtime = self._runtime
+        with runtime.inquiry() as inquiry:
+            settings = runtime.settings
+            audit = Audit(inquiry, namespace=settings.namespace, shards=settings.shards, clock=clock, sleep=sleep)
+            return audit.run(wanted, sample)

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Final, NoReturn, Protocol
 
 from coherent_cache.__about__ import __version__
-from coherent_cache.cli import clear, delete, demo, exporter, get, serve_embedded, stats, tail, top
+from coherent_cache.cli import audit, clear, delete, demo, exporter, get, serve_embedded, stats, tail, top
 from coherent_cache.cli import set as set_
 from coherent_cache.cli.common import (
     EXIT_NO_REDIS,
@@ -54,6 +54,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "set": set_,
     "delete": delete,
     "clear": clear,
+    "audit": audit,
     "stats": stats,
     "top": top,
     "tail": tail,

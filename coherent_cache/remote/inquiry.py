@@ -226,16 +226,16 @@ class Inquiry:
         left = self.command("PTTL", self._scripts.names[shard].refresh(key.encode("utf-8")))
         return left / 1000 if left >= 0 else None
 
-    def log(self, shard: int, *, down_to: int = 0, most: int = LOG_PIECE) -> tuple[list[Message], bool]:
-        """Return the latest messages of a shard's log, newest first.
+    def log(self, shard: int, *, down_to: int = 0, most: int = LOG_PIECE) -> list[Message]:
+        """Return the latest messages of a shard's log that can be understood, newest first.
 
         Args:
             shard: number of the shard.
             down_to: seq below which messages do not matter.
             most: how many at most.
 
-        Returns:
-            The messages, and whether they reach down to ``down_to`` without a gap.
+        Raises:
+            CacheUnavailable: Redis is away or refused.
         """
         messages: list[Message] = []
         end = b"+"
@@ -246,11 +246,11 @@ class Inquiry:
                 try:
                     messages.append(decode_message(fields[1]))
                 except (WireError, IndexError):
-                    return messages, False
-            if len(raw) < count:
+                    return messages
+            if len(raw) < count or messages[-1].seq <= down_to:
                 break
-            end = b"(%b" % raw[-1][0]
-        return messages, bool(messages) and messages[-1].seq <= down_to
+            end = b"%d-0" % (messages[-1].seq - 1)
+        return messages
 
     # -- anything else ---------------------------------------------------------------------------------------------
 

@@ -13,9 +13,10 @@ import pytest
 from rich.console import Console
 
 from coherent_cache import CacheUnavailable, CoherentCache
-from coherent_cache.cli import fleet_table, top
+from coherent_cache.cli import audit, fleet_table, top
 from coherent_cache.cli import main as cli
 from coherent_cache.cli.fleet_table import SORTS, document, matches, plain, remarks, rows_of
+from coherent_cache.core.auditing import AuditReport, Offender
 from coherent_cache.core.overview import FleetStatus
 from coherent_cache.core.questions import InstanceReport
 
@@ -138,7 +139,7 @@ def test_a_namespace_that_nobody_uses_is_said_to_be_none(run, command):
     assert err.startswith("coherent-cache: nothing is there: no cache has ever used namespace 'shpo'")
 
 
-@pytest.mark.parametrize("command", ["stats", "top"])
+@pytest.mark.parametrize("command", ["stats", "top", "audit"])
 def test_without_redis(run, command):
     code, out, err = run(command, "--url", "redis://127.0.0.1:1", "--namespace", "shop")
     assert (code, out) == (3, "")
@@ -233,3 +234,54 @@ def test_a_look_that_finds_an_old_report_counts_from_the_one_before():
     assert looks.before([second]) == [QUIET]
     assert looks.before([third]) == [second]
     assert looks.before([]) == []
+
+
+# -- audit -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--sample", "0"), ("--sample", "1001"), ("--every", "-1"), ("--count", "2"), ("--every", "1", "--count", "0"),
+        ("--keys-file", "/nowhere/keys"), ("--key", ""),
+    ],
+)  # fmt: skip
+def test_audit_wants_what_it_can_do(shop, arguments):
+    code, out, err = shop("audit", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_a_file_without_keys_is_no_choice(shop, tmp_path):
+    (tmp_path / "keys").write_text("\n")
+    assert shop("audit", "--keys-file", str(tmp_path / "keys"))[0] == 2
+
+
+def test_audit(shop):
+    code, out, err = shop("audit")
+    assert (code, err) == (0, "")
+    first, *rest, verdict = out.splitlines()
+    assert first.startswith("shop: 1 of 1 instances answered; 1 entries of 1 keys compared")
+    assert [line.split()[-3:] for line in rest[:3]] == [["none", "of", "1"]] * 3
+    assert verdict == "coherent: nothing was outdated for 11.10 s, which the options allow"
+
+
+OFFENDER = Offender(
+    "web-1", "web-1:aa", "a", 0, 5, 9, "outdated", 6.0,
+    ({"seconds_ago": 1.25, "kind": "set", "seq": 9, "origin": "web-2", "applied": False},),
+)  # fmt: skip
+
+
+def test_an_audit_that_found_something_says_what():
+    report = AuditReport(
+        namespace="shop", asked=3, answered=2, keys=10, checked=1000, behind=7, not_served=1, undecided=0, gone=2,
+        stale={0.1: 10, 1.0: 2, 10.0: 2}, bound=5.55, beyond=2,
+        offenders=(OFFENDER, replace(OFFENDER, least=0, recent=())), seconds=10.0,
+    )  # fmt: skip
+    lines = audit._lines(report)
+
+    assert lines[1].endswith("99.0000 %   2.0 nines, 10 entries")
+    assert "  web-1 holds 'a' at version 5; version 9 or newer is due" in lines
+    assert "    1.2 s ago: set at version 9 by web-2, which changed nothing there" in lines
+    assert "  web-1 holds 'a' at version 5; Redis does not have that version" in lines
+    assert lines[-2] == "    it has had no message about this key lately"
+    assert lines[-1] == "NOT COHERENT: 2 entries were outdated for more than 5.55 s"

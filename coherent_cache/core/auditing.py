@@ -3,8 +3,8 @@
 The order is everything. Instances say what they hold; *then* Redis is read; *then* the instances are asked again,
 about what differed. An entry that is held after a delay, though Redis had something newer before that delay, has been
 outdated for at least as long. Writes that come meanwhile can only make versions higher, so a fleet under load gives no
-false alarm. What cannot be compared is set aside and counted: another epoch or server (P9, P16), an instance that does not
-answer any more, an entry that would not be served anyway.
+false alarm. What cannot be compared is set aside and counted: another epoch or server (P9, P16), an instance that does
+not answer any more, an entry that would not be served anyway.
 
 An absence in Redis proves nothing by itself: a value may have expired, or been evicted for lack of memory, without a
 message. Whether there was one, the log tells.

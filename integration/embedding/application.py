@@ -1,25 +1,21 @@
-"""A small application with a cache, for WSGI servers and for ASGI servers.
-
-Every answer is JSON and tells which process and which instance gave it.
-"""
+"""A small application with a cache: for WSGI servers, and for ASGI servers by threads."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from coherent_cache import CoherentCache
 from coherent_cache.errors import CoherentCacheError
-from integration.embedding.configuration import Configuration
+from integration.embedding.answers import describe, describe_error, encode, serve
+from integration.embedding.configuration import READY, USED_BEFORE, Configuration
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Callable, Iterable
 
-READY = 20.0  # seconds until an instance must be coherent
-USED_BEFORE = "used-before"  # the key that a process uses when it imports the application, if it is to
+    from integration.embedding.answers import Message, Receive, Send
 
 configuration = Configuration.of_environment()
 cache = CoherentCache(configuration.url, **configuration.options)
@@ -32,13 +28,7 @@ if configuration.use_at_import:
 
 def read(key: str) -> dict[str, Any]:
     """Return what the cache has for a key."""
-    entry = cache.get_entry(key)
-    if entry is None:
-        return {"found": False}
-    seq, epoch = entry.version.seq, entry.version.epoch.hex()
-    return {
-        "found": True, "seq": seq, "epoch": epoch, "value": entry.value, "tier": entry.tier, "age": entry.age_bound,
-    }  # fmt: skip
+    return describe(cache.get_entry(key))
 
 
 def write(key: str, value: str, wait: str = "") -> dict[str, Any]:
@@ -73,9 +63,8 @@ def answer(method: str, path: str, query: str) -> tuple[int, bytes]:
     try:
         told = ROUTES[method, path](**dict(parse_qsl(query)))
     except CoherentCacheError as error:
-        status = 503
-        told = {"error": f"{type(error).__name__}: {error}", "maybe_applied": getattr(error, "maybe_applied", False)}
-    return status, json.dumps({"pid": os.getpid(), "instance": cache.instance_id, **told}).encode()
+        status, told = 503, describe_error(error)
+    return status, encode(cache.instance_id, told)
 
 
 def wsgi(environ: dict[str, Any], start_response: Callable[[str, list[tuple[str, str]]], object]) -> Iterable[bytes]:
@@ -86,29 +75,14 @@ def wsgi(environ: dict[str, Any], start_response: Callable[[str, list[tuple[str,
     return [body]
 
 
-Message = dict[str, Any]
-
-
-async def asgi(
-    scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
-) -> None:
+async def asgi(scope: Message, receive: Receive, send: Send) -> None:
     """The application for uvicorn: the synchronous cache in threads, as frameworks do it for plain functions."""
-    if scope["type"] == "lifespan":
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
+
+    async def in_thread(method: str, path: str, query: str) -> tuple[int, bytes]:
+        return await asyncio.to_thread(answer, method, path, query)
+
+    async def close() -> None:
         if configuration.close:
             await asyncio.to_thread(cache.close)
-        await send({"type": "lifespan.shutdown.complete"})
-        return
-    await receive()
-    query = scope["query_string"].decode()
-    status, body = await asyncio.to_thread(answer, scope["method"], scope["path"], query)
-    await respond(send, status, body)
 
-
-async def respond(send: Callable[[Message], Awaitable[None]], status: int, body: bytes) -> None:
-    """Send an answer."""
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await serve(scope, receive, send, answer=in_thread, close=close)

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 MAX_STALENESS = 3.0  # seconds, in all tests
+READY = 20.0  # seconds until an instance must be coherent
+USED_BEFORE = "used-before"  # the key that a process uses when it imports the application, if it is to
 VARIABLE = "CACHE_APPLICATION"
 
 

@@ -156,9 +156,15 @@ def gunicorn(configuration: Configuration, *, workers: int, options: Sequence[st
     return Program(arguments, configuration)
 
 
-def uvicorn(
-    configuration: Configuration, *, workers: int, application: str = "integration.embedding.application:asgi"
-) -> Program:
+def uvicorn(configuration: Configuration, *, workers: int, application: str = "application") -> Program:
     """Start uvicorn."""
-    arguments = ["uvicorn", "--uds", "{folder}/socket", "--workers", str(workers), "--no-access-log", application]
+    arguments = [
+        "uvicorn",
+        "--uds",
+        "{folder}/socket",
+        "--workers",
+        str(workers),
+        "--no-access-log",
+        f"integration.embedding.{application}:asgi",
+    ]
     return Program(arguments, configuration)

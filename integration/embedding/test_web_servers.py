@@ -67,8 +67,9 @@ def test_gunicorn_replaces_its_workers(configure, connected, namespace):
 
 
 @pytest.mark.parametrize("close", [True, False], ids=["closed", "left-open"])
-def test_uvicorn(configure, connected, namespace, close):
-    with uvicorn(configure(use_at_import=True, close=close), workers=2) as server:
+@pytest.mark.parametrize("application", ["application", "async_application"], ids=["threads", "asyncio"])
+def test_uvicorn(configure, connected, namespace, application, close):
+    with uvicorn(configure(use_at_import=True, close=close), workers=2, application=application) as server:
         pids = {name: answer["pid"] for name, answer in wait_for_workers(partial(request, server.socket), 2).items()}
         assert connected() == pids
         with Traffic(partial(request, server.socket), seed=namespace) as traffic:
@@ -89,7 +90,8 @@ def test_uvicorn(configure, connected, namespace, close):
             partial(gunicorn, workers=3, options=["--preload", "--threads", "4", "--graceful-timeout", "300"]),
             id="gunicorn-gthread-preload",
         ),
-        pytest.param(partial(uvicorn, workers=2), id="uvicorn"),
+        pytest.param(partial(uvicorn, workers=2), id="uvicorn-threads"),
+        pytest.param(partial(uvicorn, workers=2, application="async_application"), id="uvicorn-asyncio"),
     ],
 )
 def test_told_to_end_under_load(configure, connected, members, stored, namespace, start):

@@ -53,7 +53,7 @@ class Dependencies:
 
     def __init__(self) -> None:
         """Begin with no loader."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may load while its thread is just beginning to
 
     @contextmanager
     def loading(self, flights: Sequence[Flight]) -> Iterator[None]:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import itertools
+import json
 import multiprocessing
+import os
+import signal
+import sys
+import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from coherent_cache import CoherentCache
+from coherent_cache import CacheUnavailable, CoherentCache
 from integration.fork_workers import KEYS, READY, busy_threads, clients, prepare
 from integration.waiting import wait_until
 from integration.workers import worker
@@ -86,3 +95,88 @@ def use_processes(context: Context, *, url: str, options: dict[str, Any], method
             "errors": list(errors),
             "resyncs": cache.stats().resyncs,
         }
+
+
+# -- signals and the interpreter's end ---------------------------------------------------------------------------------
+
+LAST_WORDS = "last words"
+
+
+def _tell(key: str, seq: int) -> None:
+    # Past the buffers of sys.stdout, whose lock a thread may hold when the interpreter ends.
+    os.write(1, json.dumps({"key": key, "seq": seq}).encode() + b"\n")
+
+
+def _write_for_ever(cache: CoherentCache, number: int) -> None:
+    with suppress(CacheUnavailable):  # closed
+        for turn in itertools.count():
+            _tell(f"key-{number}", cache.set(f"key-{number}", turn).seq)
+            cache.get_or_set(f"loaded-{number}-{turn % 50}", lambda: "value")
+
+
+def _until_exit(cache: CoherentCache) -> None:
+    """End by an exception in the main thread; the cache is closed when the interpreter ends."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    atexit.register(lambda: _tell(LAST_WORDS, cache.set(LAST_WORDS, "goodbye").seq))
+    _write_for_ever(cache, 0)
+
+
+def _until_closed(cache: CoherentCache) -> None:
+    """Close the cache in the signal handler, in the middle of whatever the main thread does."""
+
+    def end(*_: object) -> None:
+        _tell(LAST_WORDS, cache.set(LAST_WORDS, "goodbye").seq)
+        cache.close()
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    _write_for_ever(cache, 0)
+
+
+def _until_loop_ends(cache: CoherentCache) -> None:
+    """Write by tasks of an event loop, which ends as soon as it is told to."""
+
+    async def write(number: int) -> None:
+        for turn in itertools.count():
+            _tell(f"task-{number}", (await cache.aio.set(f"task-{number}", turn)).seq)
+
+    async def main() -> None:
+        told = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+        tasks = [asyncio.create_task(write(number)) for number in range(3)]
+        await told.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        _tell(LAST_WORDS, (await cache.aio.set(LAST_WORDS, "goodbye")).seq)
+        await cache.aio.close()
+
+    asyncio.run(main())
+
+
+ENDS: dict[str, Callable[[CoherentCache], None]] = {
+    "exit": _until_exit, "close": _until_closed, "loop": _until_loop_ends,
+}  # fmt: skip
+
+
+@worker
+def write_until_told(context: Context, *, url: str, options: dict[str, Any], how: str) -> None:
+    """Write, and tell of each write that was acknowledged, until there is a signal to end; other threads do so too."""
+    cache = CoherentCache(url, **options)
+    assert cache.wait_ready(READY)
+    for number in (1, 2):
+        threading.Thread(target=_write_for_ever, args=(cache, number), daemon=True).start()
+    ENDS[how](cache)
+
+
+@worker
+def write_last(context: Context, *, url: str, options: dict[str, Any]) -> None:
+    """Use the cache for the first time when the interpreter ends: from Python 3.12 on it starts no thread then."""
+    cache = CoherentCache(url, **options)
+
+    def say_goodbye() -> None:
+        seq = cache.set(LAST_WORDS, "goodbye").seq
+        assert cache.get(LAST_WORDS) == "goodbye"
+        _tell(LAST_WORDS, seq)
+
+    atexit.register(say_goodbye)

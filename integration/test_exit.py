@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from coherent_cache import CoherentCache
 from coherent_cache.keys import shard_names
 
 OPTIONS = {"heartbeat": 0.1, "max_staleness": 3.0, "timeout": 5.0}
@@ -39,4 +40,45 @@ def test_pools_of_processes(start, members, method, kind):
     }  # fmt: skip
     assert worker.stderr == ""
     # Each process has left: a writer who waits for all instances does not wait until the time of one is over.
+    assert members() == []
+
+
+@pytest.fixture
+def stored(redis_server, namespace):
+    """Give what tells the version that Redis has of a key, 0 if there is none."""
+    with CoherentCache(redis_server.url, namespace=namespace, local_enabled=False) as remote:
+
+        def look(key):
+            entry = remote.get_entry(key)
+            return 0 if entry is None else entry.version.seq
+
+        yield look
+
+
+def acknowledged(worker):
+    """Return the newest version of each key that a worker told of."""
+    return {message["key"]: message["seq"] for message in worker.messages}  # the last one counts
+
+
+@pytest.mark.parametrize("how", ["exit", "close", "loop"])
+def test_a_process_told_to_end_under_load(start, members, stored, how):
+    worker = start("write_until_told", how=how)
+    worker.wait_message(lambda message: message["seq"] > 300)
+    assert members()
+    worker.terminate()
+    assert worker.wait() == 0, worker.stderr
+    assert worker.stderr == ""
+    told = acknowledged(worker)
+    assert told["last words"]
+    assert len(told) >= 4
+    lost = {key: seq for key, seq in told.items() if stored(key) < seq}
+    assert not lost
+    assert members() == []
+
+
+def test_the_first_use_is_when_the_interpreter_ends(start, members, stored):
+    worker = start("write_last")
+    assert worker.result() is None
+    assert worker.stderr == ""
+    assert stored("last words") == acknowledged(worker)["last words"] > 0
     assert members() == []

@@ -172,6 +172,18 @@ class Process:
             raise WorkerFailed(f"{self.name} ended with status {status}; standard error:\n{self.stderr}")
         return results[0]
 
+    def wait(self, *, timeout: float = DEADLINE) -> int:
+        """Wait for the end and return the exit status, negative for a signal. A late worker is killed.
+
+        Raises:
+            WorkerFailed: it was late.
+        """
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise WorkerFailed(f"{self.name} was late and was killed; standard error:\n{self.stderr}") from None
+
     def pause(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
 

@@ -417,7 +417,7 @@ class Runtime:
         ended = self._subscriber.stop(self.settings.timeout + 1)
         for shard in self.instance.shards:
             shard.leave()
-        if connected and ended:
+        if ended and (connected or self._subscriber.parted):  # it may have connected only just now
             with contextlib.suppress(CoherentCacheError):
                 self._io.execute([LeaveRequest(shard.index) for shard in self.instance.shards])
 

@@ -138,6 +138,8 @@ class Subscriber:
         self._thread: threading.Thread | None = None
         self._settled = threading.Condition()
         self._watchers: set[Waiter] = set()
+        self.parted = False
+        """Whether it was connected when it was told to stop."""
         self.pausing = False
         """Whether the thread waits before another attempt to connect."""
         self.fatal: CoherentCacheError | None = None
@@ -199,6 +201,7 @@ class Subscriber:
             self._established = False
             try:
                 self._serve()
+                self.parted = True
                 cause = "stopped"
             except LinkLost as error:
                 cause = str(error)

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from coherent_cache import CoherentCache, runtime
+from coherent_cache.core.requests import LeaveRequest
 from coherent_cache.errors import CacheUnavailable
 from coherent_cache.loads import Background
 
@@ -81,3 +82,30 @@ def test_the_end_of_a_child_waits_for_its_threads(cache, monkeypatch):
     runtime._close_all()
     with pytest.raises(CacheUnavailable, match="closed"):
         cache.set("key", 2)
+
+
+def test_who_connects_while_it_is_closed_leaves_all_the_same(cache, monkeypatch):
+    """A close that begins before there is a connection may end after a member was entered by one (P12)."""
+    subscriber, io, sent = cache._runtime._subscriber, cache._runtime._io, []
+    endpoint, stop, execute = subscriber._endpoint, subscriber.stop, io.execute
+    closing = threading.Event()
+
+    class Late:
+        def __getattr__(self, name):
+            return getattr(endpoint, name)
+
+        def connect(self, **options):
+            assert closing.wait(READY)
+            return endpoint.connect(**options)
+
+    def stop_late(timeout):
+        closing.set()
+        assert subscriber.wait(lambda: cache.state == "coherent", READY)
+        return stop(timeout)
+
+    monkeypatch.setattr(subscriber, "_endpoint", Late())
+    monkeypatch.setattr(subscriber, "stop", stop_late)
+    cache.set("key", 1)
+    monkeypatch.setattr(io, "execute", lambda requests: sent.extend(requests) or execute(requests))
+    cache.close()
+    assert [type(request) for request in sent] == [LeaveRequest]

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
         LoaderTimeout,
         NamespaceMismatch,
         NotCoherent,
+        NotPermitted,
         SerializationError,
         UnstableArgument,
         ValueTooLarge,
         VersionConflict,
     )
     from coherent_cache.loading_front import LoadResult
+    from coherent_cache.remote.rights import acl_rule
     from coherent_cache.versions import Version
 
 __all__ = [
@@ -56,12 +58,14 @@ __all__ = [
     "LoaderTimeout",
     "NamespaceMismatch",
     "NotCoherent",
+    "NotPermitted",
     "SerializationError",
     "UnstableArgument",
     "ValueTooLarge",
     "Version",
     "VersionConflict",
     "__version__",
+    "acl_rule",
 ]
 
 if not TYPE_CHECKING:
@@ -80,5 +84,6 @@ if not TYPE_CHECKING:
             "coherent_cache.loading_front",
             "coherent_cache.aio",
             "coherent_cache.cache",
+            "coherent_cache.remote.rights",
         ),
     )

@@ -12,6 +12,7 @@
     ├── LoaderTimeout        a loader did not finish in time
     ├── LoaderDeadlock       a loader waits for its own result
     ├── CacheUnavailable     Redis refused a command or could not be reached
+    │   └── NotPermitted     Redis' user lacks a right
     ├── NotCoherent          ``on_disconnect="fail"`` and no proof of freshness
     ├── NamespaceMismatch    the namespace was created with other settings
     └── ForeignValue         another program's bytes lie under one of our keys
@@ -169,6 +170,25 @@ class CacheUnavailable(CoherentCacheError):
         super().__init__(message)
         self.maybe_applied = maybe_applied
         self.applied_keys = applied_keys
+
+
+class NotPermitted(CacheUnavailable):
+    """The Redis user lacks a right. :func:`coherent_cache.acl_rule` tells all that it needs.
+
+    Attributes:
+        what: what was refused.
+        rights: what lacks, as ``ACL SETUSER`` takes it, e.g. ``+xadd``; empty if it could not be found out.
+    """
+
+    def __init__(self, what: str, rights: tuple[str, ...] = (), *, maybe_applied: bool = False) -> None:
+        remedy = (
+            f"the user lacks {' '.join(rights)}: ACL SETUSER <user> {' '.join(rights)}"
+            if rights
+            else ("the user lacks a right: give it what coherent_cache.acl_rule() tells")
+        )
+        super().__init__(f"{what}; {remedy}", maybe_applied=maybe_applied)
+        self.what = what
+        self.rights = rights
 
 
 class NotCoherent(CoherentCacheError):

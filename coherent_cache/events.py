@@ -360,6 +360,19 @@ class ForeignValueSeen(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RightsMissing(Event):
+    """The Redis user lacks rights; what needs them will fail, or be slower. ``coherent_cache.acl_rule`` tells all.
+
+    Attributes:
+        rights: what lacks, as ``ACL SETUSER`` takes it.
+    """
+
+    name: ClassVar[str] = "rights_missing"
+    level: ClassVar[Level] = "error"
+    rights: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class InternalError(Event):
     """Something unexpected was caught and survived. Please report it.
 

@@ -260,7 +260,7 @@ class LoopRuntime:
             with runtime.watching() as waiter:
                 if predicate():
                     return True
-                runtime.raise_fatal()
+                runtime.raise_refused()
                 woken = await self._wait(WaitRequest(waiter, until))
             if woken.now >= until:
                 return predicate()

@@ -131,7 +131,9 @@ class Runtime:
             reporter = Reporter(self.instance, facts)
         scripts = Scripts(settings, instance_id=instance_id, database=endpoint.database, member=member)
         name = f"coherent-cache:{instance_id}"
-        self._pool = ConnectionPool(endpoint, name=name, size=settings.max_connections, timeout=settings.timeout)
+        self._pool = ConnectionPool(
+            endpoint, scripts.rights, name=name, size=settings.max_connections, timeout=settings.timeout
+        )
         self._io = SyncIO(endpoint, scripts, self._pool, clock)
         self._subscriber = Subscriber(
             self.instance.shards,
@@ -260,6 +262,12 @@ class Runtime:
         if self._subscriber.fatal is not None:
             raise self._subscriber.fatal
 
+    def raise_refused(self) -> None:
+        """Raise what will not be otherwise until somebody repairs it."""
+        self.raise_fatal()
+        if self._subscriber.refused is not None:
+            raise self._subscriber.refused
+
     def note_failure(self, error: BaseException) -> None:
         """Count and tell that Redis refused something or is away, if that is what it is."""
         if isinstance(error, CacheUnavailable):
@@ -369,6 +377,7 @@ class Runtime:
 
         Raises:
             NamespaceMismatch: the namespace was created with other settings: it will never hold.
+            NotPermitted: the user lacks a right that the subscriber needs.
         """
         self.start()
         if not self.settings.local_enabled:
@@ -377,7 +386,7 @@ class Runtime:
             return True
         ready = self._subscriber.wait(predicate, timeout if self.started else 0.0)
         if not ready:
-            self.raise_fatal()
+            self.raise_refused()
         return ready
 
     def close(self) -> None:

@@ -93,7 +93,7 @@ class Real:
         self._database = endpoint.database
         self._scripts = Scripts(self.settings, instance_id="-", database=endpoint.database)
         self.names = self._scripts.names[0]
-        self._pool = ConnectionPool(endpoint, name="trace", size=1, timeout=PATIENCE)
+        self._pool = ConnectionPool(endpoint, self._scripts.rights, name="trace", size=1, timeout=PATIENCE)
         self._io = SyncIO(endpoint, self._scripts, self._pool, time.monotonic)
         self.plain = server.client()
         self._listener = self.plain.pubsub()

@@ -9,10 +9,17 @@ from typing import Any
 import redis
 
 from coherent_cache.core.requests import Reply, Request
-from coherent_cache.errors import CacheUnavailable
+from coherent_cache.errors import CacheUnavailable, NotPermitted
 from coherent_cache.remote.async_connection import AsyncConnection, connect
-from coherent_cache.remote.connection import ConnectionLost
-from coherent_cache.remote.exchange import Exchange, change_values, judged_by_script, packed_again
+from coherent_cache.remote.connection import ConnectionLost, ReplyError
+from coherent_cache.remote.exchange import (
+    Exchange,
+    change_values,
+    explained,
+    judged_by_script,
+    no_connection,
+    packed_again,
+)
 from coherent_cache.remote.scripts import Call, Scripts
 from coherent_cache.remote.topology import Endpoint
 
@@ -59,8 +66,26 @@ class AsyncIO(Exchange):
         calls = [self._scripts.call(request) for request in requests]
         writes = change_values(requests)
         answers, server, sent_at = await self._exchange(calls, writes=writes)
-        replies = self._replies(calls, answers, server, sent_at, writes=writes)
+        try:
+            replies = self._replies(calls, answers, server, sent_at, writes=writes)
+        except NotPermitted as error:
+            raise explained(error, await self._lacking_rights()) from error.__cause__
         return await self.execute(judged_by_script(requests)) if replies is None else replies
+
+    async def _lacking_rights(self) -> tuple[str, ...]:
+        """Ask which rights the user lacks, on a connection for that alone; nothing if that cannot be found out."""
+        rights = self._scripts.rights
+        try:
+            connection = await connect(self._endpoint, name=self._name)
+            try:
+                if isinstance((await connection.exchange(rights.begin, 1))[0], ReplyError):
+                    return ("+multi",)
+                return rights.lacking(await connection.exchange(rights.question, rights.replies))
+            finally:
+                connection.close()
+                await connection.wait_closed()
+        except (redis.RedisError, OSError, ConnectionLost):
+            return ()
 
     async def _exchange(self, calls: Sequence[Call], *, writes: bool) -> tuple[list[list[Any]], str, float]:
         """Send calls; return the replies of each, the server's run id and the local clock before sending.
@@ -99,8 +124,7 @@ class AsyncIO(Exchange):
         # Who is cancelled here does not end the attempt of the others.
         connection = await asyncio.shield(self._attempt)
         if isinstance(connection, Exception):
-            message = f"cannot connect to Redis at {self._endpoint.description}: {connection}"
-            raise CacheUnavailable(message) from connection
+            raise no_connection(self._endpoint, self._scripts.rights, connection) from connection
         return connection
 
     async def _try(self) -> AsyncConnection | Exception:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from coherent_cache.core.requests import LeaveRequest, MembersRequest, ReadRequest, Reply, Request
-from coherent_cache.errors import CacheUnavailable
+from coherent_cache.errors import CacheUnavailable, NotPermitted
 from coherent_cache.remote.connection import ConnectionLost, ReplyError
+from coherent_cache.remote.rights import Rights, is_denial
 from coherent_cache.remote.scripts import Call, ReadCall, ScriptCall, Scripts, StoreCall
 from coherent_cache.remote.topology import Endpoint
 
@@ -54,16 +55,31 @@ class Exchange:
 
     def _refusal(self, error: ReplyError, *, write: bool) -> Exception:
         """Return our error for an error answer."""
-        return self._scripts.error(error) or CacheUnavailable(
-            f"Redis at {self._endpoint.description} refused: {error}",
-            maybe_applied=write and not self._scripts.refused_before_any_write(error),
-        )
+        known = self._scripts.error(error)
+        if known is not None:
+            return known
+        what = f"Redis at {self._endpoint.description} refused: {error}"
+        maybe_applied = write and not self._scripts.refused_before_any_write(error)
+        if is_denial(error):
+            return NotPermitted(what, self._scripts.rights.named(str(error)), maybe_applied=maybe_applied)
+        return CacheUnavailable(what, maybe_applied=maybe_applied)
 
     def _lost(self, error: ConnectionLost, *, writes: bool) -> CacheUnavailable:
         """Return our error for a connection that failed."""
         return CacheUnavailable(
             f"the connection to Redis at {self._endpoint.description} failed: {error}", maybe_applied=writes
         )
+
+
+def no_connection(endpoint: Endpoint, rights: Rights, error: Exception) -> CacheUnavailable:
+    """Return our error for a connection that cannot be made. Nothing was sent."""
+    what = f"cannot connect to Redis at {endpoint.description}: {error}"
+    return NotPermitted(what, rights.named(str(error))) if is_denial(error) else CacheUnavailable(what)
+
+
+def explained(error: NotPermitted, rights: tuple[str, ...]) -> NotPermitted:
+    """Return a denial that names the rights that were found to lack."""
+    return NotPermitted(error.what, rights or error.rights, maybe_applied=error.maybe_applied)
 
 
 def change_values(requests: Sequence[Request]) -> bool:

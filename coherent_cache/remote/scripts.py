@@ -47,6 +47,7 @@ from coherent_cache.core.session import Receipt, Report, Response, Sync
 from coherent_cache.errors import CacheUnavailable, NamespaceMismatch
 from coherent_cache.keys import ShardNames, shard_names
 from coherent_cache.remote.connection import ReplyError, pack
+from coherent_cache.remote.rights import Rights
 from coherent_cache.versions import EPOCH_BYTES
 from coherent_cache.wire import FORMAT, Kind, encode_message_ends, encode_receipt, schema_bytes
 
@@ -252,6 +253,7 @@ class Scripts:
         """
         self.names = tuple(shard_names(settings.namespace, index, database) for index in range(settings.shards))
         self._namespace = settings.namespace
+        self.rights = Rights(settings.namespace, self.names[0])
         self._config = b"%d/%d" % (FORMAT, settings.shards)
         # Scripts that judge stored values take it as their last argument.
         self._schema = schema_bytes(settings.schema)

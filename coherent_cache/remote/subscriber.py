@@ -30,10 +30,11 @@ from coherent_cache.core.session import Command, Receipt, Report, Response, Sess
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.stats import Counters
 from coherent_cache.core.waiting import Waiter
-from coherent_cache.errors import CacheUnavailable, CoherentCacheError, NamespaceMismatch
-from coherent_cache.events import Event, InternalError, SubscriberConnected, SubscriberLost
+from coherent_cache.errors import CacheUnavailable, CoherentCacheError, NamespaceMismatch, NotPermitted
+from coherent_cache.events import Event, InternalError, RightsMissing, SubscriberConnected, SubscriberLost
 from coherent_cache.remote.connection import ReplyError, pack
 from coherent_cache.remote.link import Item, Link, LinkLost, open_link
+from coherent_cache.remote.rights import is_denial
 from coherent_cache.remote.scripts import Scripts
 from coherent_cache.remote.sync_io import ConnectionPool, SyncIO
 from coherent_cache.remote.topology import Endpoint
@@ -61,6 +62,9 @@ A wake-up costs a writer as much as four writes, so it should serve more of them
 
 ECHOES_PER_PAUSE: Final = 4
 """Echoes of one batch from which the next pause is longer."""
+
+_UNNAMED: Final = "(ERR)"
+"""Part of the cause if a heartbeat's deletion fails and Redis gives no code for it: in 7.0, a right that lacks."""
 
 _NOT_WHILE_SUBSCRIBED: Final = "allowed in this context"
 
@@ -144,6 +148,9 @@ class Subscriber:
         """Whether the thread waits before another attempt to connect."""
         self.fatal: CoherentCacheError | None = None
         """Why there will never be a connection, e.g. a namespace of other settings; None as long as there may be."""
+        self.refused: NotPermitted | None = None
+        """What this connection needs and the user may not do; None if nothing, or if it was repaired."""
+        self._rights: tuple[str, ...] | None = None if endpoint.has_user else ()
         for shard in shards:
             shard.on_doubt = self.wake
 
@@ -179,7 +186,10 @@ class Subscriber:
     def wait(self, predicate: Callable[[], bool], timeout: float) -> bool:
         """Wait until ``predicate`` holds, looked at whenever something changed; return whether it does."""
         with self._settled:
-            return self._settled.wait_for(lambda: predicate() or self.fatal is not None, timeout) and predicate()
+            return self._settled.wait_for(lambda: predicate() or self._hopeless(), timeout) and predicate()
+
+    def _hopeless(self) -> bool:
+        return self.fatal is not None or self.refused is not None
 
     def watch(self) -> Waiter:
         """Return a waiter that is woken when something changed; :meth:`ignore` must follow."""
@@ -219,6 +229,8 @@ class Subscriber:
                 self._emit(InternalError("subscriber", type(error).__name__, str(error)))
             if self._stopping.is_set():
                 break
+            if is_denial(cause) or _UNNAMED in cause:
+                cause = self._explain(cause)
             pause = FIRST_PAUSE if self._established else min(LONGEST_PAUSE, pause * 2)
             delay = pause * self._rng.uniform(0.5, 1.0)
             for shard in self._shards:
@@ -231,6 +243,23 @@ class Subscriber:
             self._pause(delay)
         self._settle()
 
+    def _explain(self, cause: str) -> str:
+        """Find out whether a right lacks, and which one; return the cause with what was found out."""
+        self._rights = self._scripts.rights.named(cause) or self._io.lacking_rights()
+        if not self._rights:
+            return cause
+        self.refused = NotPermitted(cause, self._rights)
+        return str(self.refused)
+
+    def _check_rights(self) -> None:
+        """Ask for the rights of a user of its own, until it has all of them; tell what lacks.
+
+        Some make themselves felt late: without XRANGE nothing fails, but each short loss of the connection flushes.
+        """
+        before, self._rights = self._rights, self._io.lacking_rights()
+        if self._rights and self._rights != before:
+            self._emit(RightsMissing(self._rights))
+
     def _pause(self, seconds: float) -> None:
         """Wait before the next attempt: the shortest pause in any case, the rest until somebody reaches Redis."""
         self._nudged.clear()
@@ -242,9 +271,7 @@ class Subscriber:
 
     def _serve(self) -> None:
         """Serve one connection until the thread is to stop; raises if it ends earlier."""
-        connection = self._endpoint.connect(name=self._name, protocol=self._protocol)
-        if len(self._shards) > 1:
-            self._check_namespace(connection)
+        connection = self._connect()
         link = open_link(connection)
         mark = b"%s:%s" % (self._scripts.names[0].channel, os.urandom(8).hex().encode("ascii"))
         channels = {self._scripts.names[shard.index].channel: shard.index for shard in self._shards}
@@ -286,7 +313,7 @@ class Subscriber:
                 next_tick = session.next_tick()
                 if session.established and not self._established:
                     self._established = True
-                    self.fatal = None
+                    self.fatal = self.refused = None
                     self._report_connection(link.server)
                 # Every change that anybody waits for makes an event.
                 if self._events.waiting:
@@ -307,6 +334,15 @@ class Subscriber:
                 self._replays = True
             session.lost("connection ended")
             link.close()
+
+    def _connect(self) -> AbstractConnection:
+        """Connect, and check what can be checked before anything is subscribed to."""
+        connection = self._endpoint.connect(name=self._name, protocol=self._protocol)
+        if len(self._shards) > 1:
+            self._check_namespace(connection)
+        if self._rights != ():
+            self._check_rights()
+        return connection
 
     def _check_namespace(self, connection: AbstractConnection) -> None:
         """Compare the settings with shard 0's, which every number of shards has, before another shard is touched.

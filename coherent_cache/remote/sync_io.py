@@ -10,9 +10,17 @@ from typing import Any
 import redis
 
 from coherent_cache.core.requests import Reply, Request
-from coherent_cache.errors import CacheUnavailable
-from coherent_cache.remote.connection import CommandConnection, ConnectionLost, connect
-from coherent_cache.remote.exchange import Exchange, change_values, judged_by_script, packed_again
+from coherent_cache.errors import CacheUnavailable, NotPermitted
+from coherent_cache.remote.connection import CommandConnection, ConnectionLost, ReplyError, connect
+from coherent_cache.remote.exchange import (
+    Exchange,
+    change_values,
+    explained,
+    judged_by_script,
+    no_connection,
+    packed_again,
+)
+from coherent_cache.remote.rights import Rights
 from coherent_cache.remote.scripts import Call, PlainCall, ScriptCall, Scripts
 from coherent_cache.remote.topology import Endpoint
 
@@ -20,16 +28,18 @@ from coherent_cache.remote.topology import Endpoint
 class ConnectionPool:
     """Idle connections. A caller that finds none and may not make one waits."""
 
-    def __init__(self, endpoint: Endpoint, *, name: str, size: int, timeout: float) -> None:
+    def __init__(self, endpoint: Endpoint, rights: Rights, *, name: str, size: int, timeout: float) -> None:
         """Make an empty pool.
 
         Args:
             endpoint: where to connect to.
+            rights: what its user needs.
             name: client name of the connections.
             size: most connections.
             timeout: seconds to wait for a free one.
         """
         self._endpoint = endpoint
+        self._rights = rights
         self._name = name
         self._size = size
         self._timeout = timeout
@@ -69,8 +79,7 @@ class ConnectionPool:
         except BaseException as error:
             self._idle.put(None)
             if isinstance(error, redis.RedisError | OSError):
-                message = f"cannot connect to Redis at {self._endpoint.description}: {error}"
-                raise CacheUnavailable(message) from error
+                raise no_connection(self._endpoint, self._rights, error) from error
             raise
 
     def _refuse_if_closed(self) -> None:
@@ -142,8 +151,25 @@ class SyncIO(Exchange):
         calls = [self._scripts.call(request) for request in requests]
         writes = change_values(requests)
         answers, server, sent_at = self._exchange(calls, writes=writes)
-        replies = self._replies(calls, answers, server, sent_at, writes=writes)
+        try:
+            replies = self._replies(calls, answers, server, sent_at, writes=writes)
+        except NotPermitted as error:
+            raise explained(error, self.lacking_rights()) from error.__cause__
         return self.execute(judged_by_script(requests)) if replies is None else replies
+
+    def lacking_rights(self) -> tuple[str, ...]:
+        """Ask which rights the user lacks; nothing if that cannot be found out."""
+        rights = self._scripts.rights
+        try:
+            connection = self._pool.acquire()
+            try:
+                if isinstance(connection.exchange(rights.begin, 1)[0], ReplyError):
+                    return ("+multi",)
+                return rights.lacking(connection.exchange(rights.question, rights.replies))
+            finally:
+                self._pool.release(connection, sound=False)
+        except (CacheUnavailable, ConnectionLost):
+            return ()
 
     def ask(self, call: ScriptCall | PlainCall) -> tuple[Any, str]:
         """Run one call; return the raw answer (or ReplyError) and the run id of the server that gave it.

@@ -109,6 +109,11 @@ class Endpoint:
         _made.add(connection)
         return connection
 
+    @property
+    def has_user(self) -> bool:
+        """Whether it is a user's own name that it connects by, whose rights may be limited."""
+        return bool(self.kwargs.get("username") or self.kwargs.get("credential_provider"))
+
     def check_asynchronous(self) -> None:
         """Check that event loops can connect to it.
 
@@ -123,8 +128,8 @@ class Endpoint:
         if cls is None:
             raise ConfigError("url", f"redis.asyncio has no counterpart of {self.connection_class.__qualname__}")
         known = inspect.signature(cls).parameters
-        for option in self.kwargs:
-            if option.startswith("ssl_") and option not in known:
+        for option, value in self.kwargs.items():
+            if option.startswith("ssl_") and option not in known and value:
                 raise ConfigError("url", f"redis.asyncio knows no option {option}")
 
     def make_asynchronous(self, *, name: str) -> asynchronous.AbstractConnection:
@@ -137,7 +142,9 @@ class Endpoint:
         if "maint_notifications_config" not in inspect.signature(asynchronous.AbstractConnection).parameters:
             kwargs.pop("maint_notifications_config", None)
         cls: type[asynchronous.AbstractConnection] = _ASYNCHRONOUS[self.connection_class]
-        return cls(**kwargs)
+        known = inspect.signature(cls).parameters
+        # A client has all TLS options, most of them at their defaults; see check_asynchronous() for the others.
+        return cls(**{name: value for name, value in kwargs.items() if name[:4] != "ssl_" or name in known})
 
 
 _made: Final[WeakSet[AbstractConnection]] = WeakSet()

@@ -17,6 +17,7 @@ from coherent_cache.keys import shard_names
 from coherent_cache.logs import LINES_PER_WINDOW, LOGGER_NAME
 from coherent_cache.remote import memory
 from coherent_cache.remote.connection import pack
+from coherent_cache.remote.sync_io import SyncIO
 from coherent_cache.wire import Kind, Message, encode_message
 from tests.contract.fronts import after_answers
 
@@ -174,6 +175,13 @@ def foreign(stage):
         cache.get("k")
 
 
+def limited(stage):
+    stage.monkeypatch.setattr(SyncIO, "lacking_rights", lambda _: ("+xrange",))
+    stage.begin().set("k", 1)
+    stage.cache._runtime._subscriber._rights = None
+    stage.cut()
+
+
 def bug(stage):
     stage.begin()
     tick = Session.tick
@@ -223,6 +231,7 @@ PROVOKED_BY = {
     events.EntriesRemoved: (crowd, {"evicted": 1, "expired": 0, "too_large": 0, "held": 2}),
     events.CommandFailed: (away, {"maybe_applied": False}),
     events.ForeignValueSeen: (foreign, {"key": "k", "reason": "not an envelope"}),
+    events.RightsMissing: (limited, {"rights": ("+xrange",)}),
     events.InternalError: (bug, {"where": "subscriber", "error": "RuntimeError", "text": "a bug"}),
     events.EventsSuppressed: (storm, {"of": "load_failed", "count": 1}),
     events.EventsDropped: (flood, {}),

@@ -21,6 +21,7 @@ from coherent_cache.errors import (
     LoaderTimeout,
     NamespaceMismatch,
     NotCoherent,
+    NotPermitted,
     SerializationError,
     UnstableArgument,
     ValueTooLarge,
@@ -41,6 +42,7 @@ EXAMPLES = {
     LoaderTimeout: LoaderTimeout("k", 1.5),
     LoaderDeadlock: LoaderDeadlock("k"),
     CacheUnavailable: CacheUnavailable("away", maybe_applied=True, applied_keys=("a", "b")),
+    NotPermitted: NotPermitted("refused", ("+xadd",), maybe_applied=True),
     NotCoherent: NotCoherent(7.5),
     NamespaceMismatch: NamespaceMismatch("shop", "1/2", "1/1"),
     ForeignValue: ForeignValue("k", "not an envelope"),
@@ -77,7 +79,7 @@ def test_the_docstring_draws_every_class_under_its_parent():
     }
 
     assert drawn_tree() == real
-    assert len(real) == 13
+    assert len(real) == 14
 
 
 def test_every_class_has_an_example_here():

@@ -56,6 +56,7 @@ EXAMPLES = {
     "lease_voided": (events.LeaseVoided, "debug", {"shard": 1, "key": "k"}),
     "stale_served": (events.StaleServed, "warning", {"key": "k", "cause": "x"}),
     "subscriber_connected": (events.SubscriberConnected, "info", {"server": "abc", "transport": "resp3", "away": 0.5}),
+    "rights_missing": (events.RightsMissing, "error", {"rights": ("+xrange",)}),
     "subscriber_lost": (events.SubscriberLost, "warning", {"cause": "x", "retry_in": 0.5}),
     "foreign_value": (events.ForeignValueSeen, "warning", {"key": "k", "reason": "x"}),
     "internal_error": (events.InternalError, "error", {"where": "x", "error": "ValueError", "text": "x"}),

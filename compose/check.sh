@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Start Redis, the workers and the writer of compose.yaml from locally built images, wait until all is coherent, stop.
+# Start Redis, the workers, the writer and tail of compose.yaml from locally built images, wait until all is coherent, stop.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 Usage: compose/check.sh [--help]
 
-Validates compose/compose.yaml as a whole. Then starts its Redis, workers and writer as a project of their own, from the
-images of compose/build-redis-image.sh and compose/build-worker-image.sh, and waits until every worker's health check
+Validates compose/compose.yaml as a whole. Then starts its Redis, workers, writer and tail as a project of their own, from
+the images of compose/build-redis-image.sh and compose/build-worker-image.sh, and waits until every worker's health check
 says that it is coherent, serves local hits, applies invalidations and has seen no violation. Then Redis is restarted,
-empty, and the same is waited for again. All of it is removed at the end. Prometheus and Grafana are not started: their
-images are only in a registry.
+empty, and the same is waited for again, and that tail still shows what is written. All of it is removed at the end.
+Prometheus and Grafana are not started: their images are only in a registry.
 
 Environment:
   COMPOSE_LIMIT   seconds to wait for the workers (default: 120)
@@ -45,28 +45,22 @@ else
 fi
 compose() { "${command[@]}" --file compose.yaml "$@"; }
 
-# What a worker's health check says, or "gone".
-health() {
-  local id
-  id=$(compose ps -q "$1" 2>/dev/null) && [[ $id ]] &&
-    docker inspect --format '{{.State.Health.Status}}' "$id" 2>/dev/null || printf 'gone'
-}
-
+# Waits until the health checks of all workers are content.
 await_workers() {
-  local deadline=$((SECONDS + limit)) worker states
+  local deadline=$((SECONDS + limit)) containers states
+  mapfile -t containers < <(compose ps -q "${workers[@]}")
   while :; do
-    states=
-    for worker in "${workers[@]}"; do states+="$(health "$worker") "; done
+    states=$(docker inspect --format '{{.State.Health.Status}}' "${containers[@]}" | tr '\n' ' ')
     [[ $states != "healthy healthy healthy " ]] || return 0
     ((SECONDS < deadline)) || fail "after $limit s the workers are: $states"
     sleep 1
   done
 }
 
-# The last report of each worker.
+# The last report of each worker, and what tail has last shown.
 show() {
-  local worker
-  for worker in "${workers[@]}"; do compose logs --no-color --tail 1 "$worker" | grep '"worker"'; done
+  local service
+  for service in "${workers[@]}" tail; do compose logs --no-color --tail 1 "$service" | grep "$service.*{"; done
 }
 
 cleanup() {
@@ -86,11 +80,14 @@ done
 trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-compose up --detach --no-build redis "${workers[@]}" writer >/dev/null 2>&1 || fail "compose up failed"
+compose up --detach --no-build redis "${workers[@]}" writer tail >/dev/null 2>&1 || fail "compose up failed"
 await_workers
 show
 compose restart --timeout 5 redis >/dev/null 2>&1 || fail "compose restart failed"
 sleep 10 # longer than max_staleness: reports from before the restart do not count
 await_workers
+tailed=$(compose logs --no-color tail | wc -l)
+sleep 2
+(($(compose logs --no-color tail | wc -l) > tailed)) || fail "tail shows nothing after the restart"
 show
 printf 'all workers are coherent, also after a restart of an empty Redis\n'

@@ -27,6 +27,7 @@ QUESTIONS: Final = (
     "memory",
     "round_trip",
     "events",
+    "tail",
 )
 HERE: Final = Path(__file__).resolve().parent
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import stat
@@ -13,14 +14,17 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TextIO
 
-from coherent_cache.cli.common import to_json
 from coherent_cache.core.tailing import Gap, GapCause, Record, Shown
+from coherent_cache.wire import Kind
 
 MOST_BYTES: Final = 4 * 1024 * 1024
 """Bytes that wait for whoever reads the output; beyond that lines are dropped and counted, or wait themselves."""
 
 CHUNK_BYTES: Final = 64 * 1024
 """Bytes that are written at once."""
+
+DATE_SECONDS: Final = 12 * 3600
+"""Seconds from which on a line for people tells the date too."""
 
 MOST_NAMES: Final = 5
 """Keys or tags that a line for people shows; JSON has all of them."""
@@ -42,28 +46,35 @@ class JsonLines:
     def __init__(self, namespace: str) -> None:
         """Make lines about this namespace."""
         self._namespace = namespace
+        self._encode = json.JSONEncoder(ensure_ascii=False).encode
+        self._second = (-1, "")
 
     def line(self, record: Record) -> str:
         """Return a record as a line."""
-        return to_json({"event": self._event(record), **self.fields(record)})
+        return self._encode(self.fields(record))
 
     def fields(self, record: Record) -> dict[str, Any]:
         """Return a record's fields."""
-        common = {"time": _iso_time(record.time_us), "namespace": self._namespace, "shard": record.shard}
         if isinstance(record, Gap):
-            return common | {
+            return {
+                "event": "gap", "time": self._time(record.time_us), "namespace": self._namespace, "shard": record.shard,
                 "cause": record.cause.value, "missed": record.missed, "after": record.after, "before": record.before,
             }  # fmt: skip
         message = record.message
-        return common | {
-            "kind": message.kind.name.lower(), "version": message.seq, "epoch": message.epoch.hex(),
-            "origin": message.origin, "names": message.names, "replayed": record.replayed,
+        return {
+            "event": "invalidation", "time": self._time(message.time_us), "namespace": self._namespace,
+            "shard": record.shard, "kind": KIND_NAMES[message.kind], "version": message.seq,
+            "epoch": message.epoch.hex(), "origin": message.origin, "names": message.names, "replayed": record.replayed,
         }  # fmt: skip
 
-    @staticmethod
-    def _event(record: Record) -> str:
-        return "gap" if isinstance(record, Gap) else "invalidation"
+    def _time(self, time_us: int) -> str:
+        second, rest = divmod(time_us, 1_000_000)
+        if second != self._second[0]:
+            self._second = second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        return f"{self._second[1]}.{rest:06}+00:00"
 
+
+KIND_NAMES: Final = {kind: kind.name.lower() for kind in Kind}
 
 _KIND_STYLES: Final = {
     "set": "green", "batch": "green", "touch": "cyan", "delete": "red", "tag": "magenta", "clear": "bold red",
@@ -101,7 +112,7 @@ class Pretty:
 
     def _message(self, record: Shown) -> str:
         message, paint = record.message, self._paint
-        kind = message.kind.name.lower()
+        kind = KIND_NAMES[message.kind]
         names = "  ".join([printable(name) for name in message.names[:MOST_NAMES]])
         if len(message.names) > MOST_NAMES:
             names += f"  and {len(message.names) - MOST_NAMES:,} more"
@@ -118,7 +129,8 @@ class Pretty:
     def _time(self, time_us: int) -> str:
         second, rest = divmod(time_us, 1_000_000)
         if second != self._second[0]:
-            self._second = second, time.strftime("%H:%M:%S", time.localtime(second))
+            form = "%H:%M:%S" if abs(time.time() - second) < DATE_SECONDS else "%Y-%m-%d %H:%M:%S"
+            self._second = second, time.strftime(form, time.localtime(second))
         return f"{self._second[1]}.{rest // 1000:03}"
 
 
@@ -167,11 +179,6 @@ def painter() -> Callable[[str, str], str]:
         return f"{before}{text}{after}"
 
     return paint
-
-
-def _iso_time(time_us: int) -> str:
-    seconds, microseconds = divmod(time_us, 1_000_000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds).isoformat(timespec="microseconds")
 
 
 class Output:

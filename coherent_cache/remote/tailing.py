@@ -156,7 +156,7 @@ class Tail:
         with self._unavailable():
             for trail in self._trails:
                 trail.start(self._clock(trail.shard))
-            backwards = [self._backwards(trail.shard, trail.epoch) for trail in self._trails]
+            backwards = [self._backwards(trail) for trail in self._trails]
             newest_first = merge(*backwards, key=lambda message: -message[1].time_us)
             found = list(islice((each for each in newest_first if wanted.admits(each[1])), count))
             for shard, message in found:  # the last one of each shard is its oldest
@@ -312,7 +312,12 @@ class Tail:
         """Look for another shard than the first that was written. Takes a look at every key, but harms nobody."""
         pattern, cursor = f"cc:{{{self._namespace}/*}}:clock", b"0"
         while True:
-            ((cursor, found),) = self._ask(("SCAN", cursor, "MATCH", pattern, "COUNT", 1000))
+            try:
+                ((cursor, found),) = self._ask(("SCAN", cursor, "MATCH", pattern, "COUNT", 1000))
+            except ReplyError as error:
+                if error.code == "NOPERM":  # caches do not need this right
+                    return None
+                raise
             for name in found:
                 (config,) = self._ask(("HGET", name, "config"))
                 if isinstance(config, bytes):
@@ -363,18 +368,19 @@ class Tail:
                 low = message.seq
         return None if found is None else (found, False)
 
-    def _backwards(self, shard: int, epoch: bytes | None) -> Iterator[tuple[int, Message]]:
-        """Yield the messages of a log, the newest first."""
-        end = "+"
-        while True:
-            (log,) = self._ask(("XREVRANGE", self._names[shard].log, end, "-", "COUNT", PAGE))
+    def _backwards(self, trail: Trail) -> Iterator[tuple[int, Message]]:
+        """Yield the messages of a log up to the position, the newest first."""
+        end, epoch = trail.seq, trail.epoch
+        while end > 0:
+            start = max(1, end - PAGE + 1)
+            (log,) = self._ask(("XRANGE", self._names[trail.shard].log, f"{start}-0", f"{end}-0"))
             entries = _entries_of(log)
-            for message in _messages_of(entries):
+            for message in _messages_of(reversed(entries)):
                 if message.epoch == epoch:
-                    yield shard, message
-            if len(entries) < PAGE or entries[-1].seq <= 1:
+                    yield trail.shard, message
+            if not entries:
                 return
-            end = f"{entries[-1].seq - 1}-0"
+            end = start - 1
 
     def _unavailable_because(self, error: Exception) -> CacheUnavailable:
         what = "refused" if isinstance(error, ReplyError) else "cannot be reached"

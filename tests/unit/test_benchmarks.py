@@ -24,6 +24,7 @@ QUESTIONS = (
     "memory",
     "round_trip",
     "events",
+    "tail",
 )
 
 

@@ -170,6 +170,17 @@ def write_until_told(context: Context, *, url: str, options: dict[str, Any], how
 
 
 @worker
+def wait_for_the_end(context: Context, *, url: str, options: dict[str, Any]) -> None:
+    """Use the cache, and do nothing until there is a signal to end."""
+    cache = CoherentCache(url, **options)
+    assert cache.wait_ready(READY)
+    _tell("key", cache.set("key", "value").seq)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    while True:
+        signal.pause()
+
+
+@worker
 def write_last(context: Context, *, url: str, options: dict[str, Any]) -> None:
     """Use the cache for the first time when the interpreter ends: from Python 3.12 on it starts no thread then."""
     cache = CoherentCache(url, **options)

@@ -76,6 +76,16 @@ def test_a_process_told_to_end_under_load(start, members, stored, how):
     assert members() == []
 
 
+def test_a_process_ends_while_redis_hangs(processes, fresh_server, namespace):
+    options = OPTIONS | {"namespace": namespace, "timeout": 0.5}
+    worker = processes.spawn("wait_for_the_end", url=fresh_server.url, options=options)
+    worker.wait_message(lambda message: message["key"] == "key")
+    fresh_server.pause()
+    worker.terminate()
+    assert worker.wait() == 0, worker.stderr
+    assert worker.stderr == ""
+
+
 def test_the_first_use_is_when_the_interpreter_ends(start, members, stored):
     worker = start("write_last")
     assert worker.result() is None

@@ -68,7 +68,7 @@ def test_gunicorn_replaces_its_workers(configure, connected, namespace):
 
 @pytest.mark.parametrize("close", [True, False], ids=["closed", "left-open"])
 @pytest.mark.parametrize("application", ["application", "async_application"], ids=["threads", "asyncio"])
-def test_uvicorn(configure, connected, namespace, application, close):
+def test_uvicorn(configure, connected, members, namespace, application, close):
     with uvicorn(configure(use_at_import=True, close=close), workers=2, application=application) as server:
         pids = {name: answer["pid"] for name, answer in wait_for_workers(partial(request, server.socket), 2).items()}
         assert connected() == pids
@@ -79,6 +79,8 @@ def test_uvicorn(configure, connected, namespace, application, close):
         assert set(traffic.pids) == set(pids.values())
         assert connected() == pids
         server.end()
+    # Uvicorn ends its processes by the signal that it was sent: nothing else closes the cache.
+    assert bool(members()) is not close
     wait_until(lambda: not connected(), PATIENCE, "nothing is connected any more")
 
 

@@ -20,6 +20,6 @@ try:
 except ModuleNotFoundError as error:
     raise missing_extra("django", error) from error
 
-from coherent_cache.contrib.django.backend import CoherentCacheBackend
+from coherent_cache.contrib.django.backend import CoherentCacheBackend, UnpicklableValue
 
-__all__ = ["CoherentCacheBackend"]
+__all__ = ["CoherentCacheBackend", "UnpicklableValue"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from pickle import PickleError
 from typing import Any, Final, overload
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
@@ -42,6 +42,10 @@ _shared: Final[dict[tuple[object, ...], CoherentCache]] = {}
 """The caches of this process, by their configuration. Django makes a backend per thread and asynchronous context."""
 
 
+class UnpicklableValue(SerializationError, PickleError):
+    """A value cannot be pickled: as Django's own backends have it, an error of pickle. Nothing was sent."""
+
+
 class CoherentCacheBackend(BaseCache):
     """A cache backend whose local hits are coherent with all processes.
 
@@ -61,7 +65,7 @@ class CoherentCacheBackend(BaseCache):
         """
         super().__init__(params)
         options = params.get("OPTIONS", {})
-        self._explaining = nullcontext() if "serializer" in options else _Explaining()
+        self._explaining = _Explaining(chosen="serializer" in options)
         # Nothing is locked, so nothing is locked in a forked child either. Of two caches that threads have made at the
         # same time, one is dropped before it has started.
         identity = (location, *sorted(options.items()))
@@ -345,14 +349,27 @@ class CoherentCacheBackend(BaseCache):
 
 
 class _Explaining:
-    """Adds what a user of Django may do about it to the error of a value that cannot be stored."""
+    """Makes the error of a value that cannot be stored what a user of Django expects, and can do something about."""
+
+    def __init__(self, *, chosen: bool) -> None:
+        self._chosen = chosen
 
     def __enter__(self) -> None:
         """Nothing is to be done before."""
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, SerializationError) and not isinstance(error, ValueTooLarge):
+        if not isinstance(error, SerializationError) or isinstance(error, ValueTooLarge):
+            return
+        if not self._chosen:
             error.add_note(_HOW_TO_STORE_IT)
+        elif _is_caused_by_pickle(error):
+            raise UnpicklableValue(error.reason, key=error.key) from error
+
+
+def _is_caused_by_pickle(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, PickleError):
+        error = error.__cause__
+    return error is not None
 
 
 def _there(key: Any, found: Any) -> Any:

@@ -156,18 +156,20 @@ class ProcessServer(OwnedServer):
         self._process.wait(STOP_TIMEOUT)
 
     def _launch(self) -> None:
-        binary = self._binary or self._find_binary()
         if self._directory is None:
             self._directory = Path(tempfile.mkdtemp(prefix="coherent-cache-redis-"))
-        address = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._directory)]
         with (self._directory / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [binary, *address, *self._arguments()],
+                self._command(self._directory),
                 cwd=self._directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+
+    def _command(self, directory: Path) -> list[str]:
+        address = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(directory)]
+        return [str(self._binary or self._find_binary()), *address, *self._arguments()]
 
     def _is_ours(self, info: Mapping[str, Any]) -> bool:
         return bool(info["process_id"] == self.pid)

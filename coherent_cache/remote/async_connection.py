@@ -18,7 +18,7 @@ import hiredis
 import redis
 
 from coherent_cache.remote.connection import ConnectionLost, DrivenConnection, ReplyError
-from coherent_cache.remote.topology import Endpoint, may_not_ask, run_id_of
+from coherent_cache.remote.topology import Endpoint, may_not_ask
 
 
 class AsyncConnection(Protocol):
@@ -54,15 +54,17 @@ async def connect(endpoint: Endpoint, *, name: str) -> AsyncConnection:
     """
     if endpoint.in_memory:
         return MemoryConnection(DrivenConnection(endpoint.connect(name=name)))
-    connection = endpoint.make_asynchronous(name=name)
+    sentinels = endpoint.sentinels
+    address = None if sentinels is None else await asyncio.to_thread(sentinels.locate)
+    connection = endpoint.make_asynchronous(name=name, address=address)
     try:
         await connection.connect()
-        await connection.send_command("INFO", "server")
+        await connection.send_command(*endpoint.question)
         try:
             info = await connection.read_response(disable_decoding=True)
         except redis.exceptions.NoPermissionError as error:
             raise may_not_ask(error) from None
-        return StreamConnection(connection, run_id_of(info), timeout=endpoint.kwargs["socket_timeout"])
+        return StreamConnection(connection, endpoint.run_id_of(info), timeout=endpoint.kwargs["socket_timeout"])
     except BaseException:
         await connection.disconnect(nowait=True)
         raise

@@ -36,8 +36,9 @@ from coherent_cache.remote.connection import ReplyError, pack
 from coherent_cache.remote.link import Item, Link, LinkLost, open_link
 from coherent_cache.remote.rights import is_denial
 from coherent_cache.remote.scripts import Scripts
+from coherent_cache.remote.sentinel import MasterWatch
 from coherent_cache.remote.sync_io import ConnectionPool, SyncIO
-from coherent_cache.remote.topology import Endpoint
+from coherent_cache.remote.topology import Endpoint, patience_of
 
 FIRST_PAUSE: Final = 0.05
 """Seconds before the first new attempt to connect; doubled for each further one."""
@@ -151,6 +152,18 @@ class Subscriber:
         self.refused: NotPermitted | None = None
         """What this connection needs and the user may not do; None if nothing, or if it was repaired."""
         self._rights: tuple[str, ...] | None = None if endpoint.has_user else ()
+        self._longest_pause = LONGEST_PAUSE
+        self._patience: float | None = None
+        self._watch: MasterWatch | None = None
+        self._moved: str | None = None
+        if endpoint.sentinels is not None:
+            # So that a failover costs two heartbeats at most, once the sentinels know of it: one for an attempt that
+            # was begun too early, one until the next.
+            self._patience = patience_of(settings)
+            self._longest_pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, settings.heartbeat))
+            self._watch = MasterWatch(
+                endpoint.sentinels, interval=settings.max_staleness, moved=self._move_on, name=f"{name}:sentinels"
+            )
         for shard in shards:
             shard.on_doubt = self.wake
 
@@ -161,6 +174,8 @@ class Subscriber:
         thread = threading.Thread(target=self._run, name=f"coherent-cache {self._name}", daemon=True)
         try:
             thread.start()
+            if self._watch is not None:
+                self._watch.start()
         except RuntimeError:  # no more threads
             return False
         self._thread = thread
@@ -170,6 +185,8 @@ class Subscriber:
         """End the thread; return whether it ended within ``timeout`` seconds."""
         self._stopping.set()
         self.wake()
+        if self._watch is not None:
+            self._watch.stop(timeout)
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
@@ -182,6 +199,11 @@ class Subscriber:
         link = self._link
         if link is not None:
             link.wake()
+
+    def _move_on(self, cause: str) -> None:
+        """Give the connection up: it leads to a server that is the master no more."""
+        self._moved = cause
+        self.wake()
 
     def wait(self, predicate: Callable[[], bool], timeout: float) -> bool:
         """Wait until ``predicate`` holds, looked at whenever something changed; return whether it does."""
@@ -231,7 +253,7 @@ class Subscriber:
                 break
             if is_denial(cause) or _UNNAMED in cause:
                 cause = self._explain(cause)
-            pause = FIRST_PAUSE if self._established else min(LONGEST_PAUSE, pause * 2)
+            pause = FIRST_PAUSE if self._established else min(self._longest_pause, pause * 2)
             delay = pause * self._rng.uniform(0.5, 1.0)
             for shard in self._shards:
                 shard.doubt(cause)
@@ -308,8 +330,9 @@ class Subscriber:
                     continue
                 session.tick(self._clock())
                 wire.send_outgoing()
-                if session.failure is not None:
-                    raise LinkLost(session.failure)
+                failure = session.failure or self._moved
+                if failure is not None:
+                    raise LinkLost(failure)
                 next_tick = session.next_tick()
                 if session.established and not self._established:
                     self._established = True
@@ -337,7 +360,10 @@ class Subscriber:
 
     def _connect(self) -> AbstractConnection:
         """Connect, and check what can be checked before anything is subscribed to."""
-        connection = self._endpoint.connect(name=self._name, protocol=self._protocol)
+        self._moved = None
+        connection = self._endpoint.connect(name=self._name, protocol=self._protocol, within=self._patience)
+        if self._watch is not None:
+            self._watch.address = connection.host, connection.port  # type: ignore[attr-defined]
         if len(self._shards) > 1:
             self._check_namespace(connection)
         if self._rights != ():

@@ -11,10 +11,10 @@ import inspect
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 from weakref import WeakSet
 
 import redis
@@ -39,6 +39,7 @@ from coherent_cache.config import Settings
 from coherent_cache.errors import ConfigError
 from coherent_cache.remote.embedded import embedded_url
 from coherent_cache.remote.memory import fake_connection_class, memory_connection
+from coherent_cache.remote.sentinel import DEFAULT_PORT, Address, Sentinels
 
 _KEPT_KWARGS: Final = frozenset(
     {
@@ -61,7 +62,13 @@ _ASYNCHRONOUS: Final = {
 
 _SYNCHRONOUS: Final = {cls: counterpart for counterpart, cls in _ASYNCHRONOUS.items()}
 
-_LATER: Final = ("redis+sentinel", "redis+cluster")
+_SENTINEL_URL: Final = re.compile(
+    r"redis(?P<tls>s?)\+sentinel://(?:(?P<user>[^@/?]*)@)?(?P<hosts>[^@/?]+)/(?P<service>[^/?]+)(?:/(?P<db>\d*))?/?"
+    r"(?:\?(?P<query>.*))?"
+)
+
+_SHORTEST_PATIENCE: Final = 0.25
+"""Seconds that a sentinel has for its answer, or a master to introduce itself to a subscriber, at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,7 @@ class Endpoint:
         note: what the user should know about a server that was started for them; empty if nothing.
         in_memory: whether it is a fakeredis of this process: it answers at once.
         introduced: whether the user has a function of their own that introduces connections.
+        sentinels: who tells the host and port; None if they are among the arguments.
     """
 
     connection_class: type[AbstractConnection]
@@ -85,19 +93,28 @@ class Endpoint:
     note: str = ""
     in_memory: bool = False
     introduced: bool = False
+    sentinels: Sentinels | None = None
 
-    def connect(self, *, name: str, protocol: int | None = None) -> AbstractConnection:
+    def connect(self, *, name: str, protocol: int | None = None, within: float | None = None) -> AbstractConnection:
         """Make a connected, authenticated connection that knows its server.
 
         Args:
             name: client name, shown by CLIENT LIST.
             protocol: RESP version, if another than the endpoint's.
+            within: seconds that each step of it may take, if others than the endpoint's.
 
         Raises:
             redis.RedisError: it could not be connected.
         """
         connection = self.make(name=name, protocol=protocol)
+        if within is None:
+            connection.connect()
+            return connection
+        timeout, connection.socket_timeout = connection.socket_timeout, within
+        connection.socket_connect_timeout = within
         connection.connect()
+        connection.socket_timeout = timeout
+        getattr(connection, "_sock").settimeout(timeout)  # noqa: B009  # not every class declares it
         return connection
 
     def make(self, *, name: str, protocol: int | None = None) -> AbstractConnection:
@@ -105,9 +122,24 @@ class Endpoint:
         kwargs = self.kwargs | {"client_name": name}
         if protocol is not None:
             kwargs["protocol"] = protocol
+        if self.sentinels is not None:
+            kwargs["host"], kwargs["port"] = self.sentinels.locate()
         connection = self.connection_class(**kwargs)
         _made.add(connection)
         return connection
+
+    @property
+    def question(self) -> tuple[str, ...]:
+        """The command whose answer tells which server it is, and with sentinels whether it is a master."""
+        return _question(self.sentinels)
+
+    def run_id_of(self, info: Any) -> str:
+        """Find the run id in the answer to :attr:`question`.
+
+        Raises:
+            redis.RedisError: it shows none, or it is no master.
+        """
+        return run_id_of(info, master=self.sentinels is not None)
 
     @property
     def has_user(self) -> bool:
@@ -132,13 +164,19 @@ class Endpoint:
             if option.startswith("ssl_") and option not in known and value:
                 raise ConfigError("url", f"redis.asyncio knows no option {option}")
 
-    def make_asynchronous(self, *, name: str) -> asynchronous.AbstractConnection:
+    def make_asynchronous(self, *, name: str, address: Address | None = None) -> asynchronous.AbstractConnection:
         """Make a connection for the running event loop that is not connected yet.
 
-        Its server is not noted; :func:`run_id_of` finds it in the answer to ``INFO server``.
+        Its server is not noted; :meth:`run_id_of` finds it in the answer to :attr:`question`.
+
+        Args:
+            name: client name, shown by CLIENT LIST.
+            address: host and port, if sentinels tell them.
         """
         kwargs = self.kwargs | {"client_name": name, "retry": AsyncRetry(NoBackoff(), 0)}
         del kwargs["redis_connect_func"]
+        if address is not None:
+            kwargs["host"], kwargs["port"] = address
         if "maint_notifications_config" not in inspect.signature(asynchronous.AbstractConnection).parameters:
             kwargs.pop("maint_notifications_config", None)
         cls: type[asynchronous.AbstractConnection] = _ASYNCHRONOUS[self.connection_class]
@@ -169,8 +207,9 @@ def resolve(source: object, settings: Settings) -> Endpoint:
     """Find out where Redis is.
 
     Args:
-        source: a URL (``redis://``, ``rediss://``, ``unix://``, ``memory://name``, ``embedded://name``), or a client
-            of redis-py or fakeredis, synchronous or asyncio's, of which the options are taken and no connection.
+        source: a URL (``redis://``, ``rediss://``, ``unix://``, ``redis+sentinel://``, ``rediss+sentinel://``,
+            ``memory://name``, ``embedded://name``), or a client of redis-py or fakeredis, synchronous or asyncio's, of
+            which the options are taken and no connection.
         settings: settings of the instance.
 
     Raises:
@@ -180,10 +219,9 @@ def resolve(source: object, settings: Settings) -> Endpoint:
         return _from_url(source, settings)
     if isinstance(source, redis.Redis | redis.asyncio.Redis):
         pool = source.connection_pool
-        cls, kwargs = _synchronous(pool.connection_class), dict(pool.connection_kwargs)
-        if "connection_pool" in kwargs or "service_name" in vars(pool):
-            raise ConfigError("url", "a Sentinel-managed client is not supported yet; give the master's URL")
-        return _endpoint(cls, kwargs, settings)
+        if "service_name" in vars(pool):
+            return _behind_sentinels(pool, settings)
+        return _endpoint(_synchronous(pool.connection_class), dict(pool.connection_kwargs), settings)
     if isinstance(source, redis.RedisCluster | redis.asyncio.RedisCluster):
         raise ConfigError("url", "Redis Cluster is not supported yet; give a single server's URL or client")
     kind = f"{type(source).__module__}.{type(source).__name__}"
@@ -206,7 +244,9 @@ def _from_url(url: str, settings: Settings) -> Endpoint:
     if scheme in ("memory", "embedded"):
         name = url.removeprefix(f"{scheme}://") or "default"
         return _in_memory(name, settings) if scheme == "memory" else _embedded(name, settings)
-    if scheme in _LATER:
+    if scheme in ("redis+sentinel", "rediss+sentinel"):
+        return _from_sentinel_url(url, settings)
+    if scheme == "redis+cluster":
         raise ConfigError("url", f"{scheme}:// is not supported yet; give a single server's redis:// URL")
     if scheme not in ("redis", "rediss", "unix"):
         # A URL may hold a password: only its scheme is shown, and only if it looks like one.
@@ -234,6 +274,93 @@ def _from_url(url: str, settings: Settings) -> Endpoint:
 def _harmless(error: ValueError) -> str:
     text = str(error)
     return text if "Invalid value for" in text or "Port out of range" in text else "malformed URL"
+
+
+def _from_sentinel_url(url: str, settings: Settings) -> Endpoint:
+    found = _SENTINEL_URL.fullmatch(url)
+    if found is None:
+        raise ConfigError(
+            "url", "must be redis+sentinel://[user:password@]host:port,host:port/service[/db][?sentinel_password=...]"
+        )
+    own, others = {}, []
+    for name, value in parse_qsl(found["query"] or "", keep_blank_values=True):
+        if name in ("sentinel_username", "sentinel_password"):
+            own[name.removeprefix("sentinel_")] = value
+        else:
+            others.append((name, value))
+    addresses = []
+    for host in found["hosts"].split(","):
+        try:
+            parts = urlsplit(f"//{host}")
+            addresses.append((parts.hostname or "", parts.port or DEFAULT_PORT))
+        except ValueError as error:
+            raise ConfigError("url", f"is not valid: {_harmless(error)}") from None
+    if not all(host for host, _ in addresses):
+        raise ConfigError("url", "each sentinel needs a host, as in redis+sentinel://host:26379,host:26379/service")
+    user = f"{found['user']}@" if found["user"] else ""
+    master = _from_url(f"redis{found['tls']}://{user}-/{found['db'] or 0}?{urlencode(others)}", settings)
+    credentials = {"username": None, "password": None, "credential_provider": None}
+    return _with_sentinels(
+        master,
+        unquote(found["service"]),
+        addresses,
+        master.connection_class,
+        master.kwargs | credentials | own,
+        settings,
+    )
+
+
+def _behind_sentinels(pool: Any, settings: Settings) -> Endpoint:
+    """Find out what a client knows that redis-py's Sentinel has made."""
+    if not pool.is_master:
+        raise ConfigError("url", "is a client of replicas, which are never read; take the Sentinel's master_for()")
+    kwargs = dict(pool.connection_kwargs)
+    secure = "SSL" in pool.connection_class.__name__
+    manager = pool.sentinel_manager
+    asked = [client.connection_pool for client in manager.sentinels]
+    return _with_sentinels(
+        _endpoint(SSLConnection if secure else Connection, kwargs, settings),
+        pool.service_name,
+        [(each.connection_kwargs["host"], each.connection_kwargs["port"]) for each in asked],
+        SSLConnection if "SSL" in asked[0].connection_class.__name__ else Connection,
+        asked[0].connection_kwargs,
+        settings,
+        introduce=kwargs.get("redis_connect_func"),
+        min_other_sentinels=manager.min_other_sentinels,
+    )
+
+
+def _with_sentinels(
+    master: Endpoint,
+    service: str,
+    addresses: Sequence[Address],
+    connection_class: type[AbstractConnection],
+    kwargs: Mapping[str, Any],
+    settings: Settings,
+    *,
+    introduce: Callable[[Any], None] | None = None,
+    min_other_sentinels: int = 0,
+) -> Endpoint:
+    sentinels = Sentinels(
+        service,
+        addresses,
+        connection_class=connection_class,
+        kwargs=kwargs,
+        timeout=patience_of(settings),
+        min_other_sentinels=min_other_sentinels,
+    )
+    places = ",".join(f"{host}:{port}" for host, port in addresses)
+    return replace(
+        master,
+        kwargs=master.kwargs | {"redis_connect_func": _introduce(introduce, sentinels)},
+        description=f"{service}@{places}/{master.database}",
+        sentinels=sentinels,
+    )
+
+
+def patience_of(settings: Settings) -> float:
+    """Seconds that a server has to introduce itself, where another one may take its place: at most a heartbeat."""
+    return min(settings.timeout, max(settings.heartbeat, _SHORTEST_PATIENCE))
 
 
 def _in_memory(name: str, settings: Settings) -> Endpoint:
@@ -284,7 +411,9 @@ def _endpoint(cls: type[AbstractConnection], kwargs: dict[str, Any], settings: S
     )
 
 
-def _introduce(user_function: Callable[[Any], None] | None) -> Callable[[AbstractConnection], None]:
+def _introduce(
+    user_function: Callable[[Any], None] | None, sentinels: Sentinels | None = None
+) -> Callable[[AbstractConnection], None]:
     """Return what a connection does once it is connected: the usual handshake, then learn which server it leads to."""
 
     def on_connect(connection: AbstractConnection) -> None:
@@ -292,14 +421,18 @@ def _introduce(user_function: Callable[[Any], None] | None) -> Callable[[Abstrac
             connection.on_connect()
         else:
             user_function(connection)
-        setattr(connection, _SERVER, _ask_run_id(connection))
+        setattr(connection, _SERVER, _ask_run_id(connection, sentinels))
 
     return on_connect
 
 
-def _ask_run_id(connection: AbstractConnection) -> str:
+def _question(sentinels: Sentinels | None) -> tuple[str, ...]:
+    return ("INFO", "server") if sentinels is None else ("INFO",)  # two sections at once: Redis 7
+
+
+def _ask_run_id(connection: AbstractConnection, sentinels: Sentinels | None) -> str:
     try:
-        connection.send_command("INFO", "server")
+        connection.send_command(*_question(sentinels))
         info = connection.read_response(disable_decoding=True)
     except redis.exceptions.NoPermissionError as error:
         raise may_not_ask(error) from None
@@ -308,7 +441,7 @@ def _ask_run_id(connection: AbstractConnection) -> str:
             raise
         # A server without INFO: fakeredis. It has no failover either, so one name for it is enough.
         return f"no-info:{id(connection.__dict__.get('_server'))}"
-    return run_id_of(info)
+    return run_id_of(info, master=sentinels is not None)
 
 
 def may_not_ask(error: redis.RedisError) -> redis.RedisError:
@@ -318,13 +451,21 @@ def may_not_ask(error: redis.RedisError) -> redis.RedisError:
     )
 
 
-def run_id_of(info: Any) -> str:
-    """Find the run id in an answer to ``INFO server``.
+def run_id_of(info: Any, *, master: bool) -> str:
+    """Find the run id in an answer to ``INFO``.
+
+    Args:
+        info: the answer.
+        master: whether the server must be one.
 
     Raises:
         redis.ResponseError: it shows none.
+        redis.ConnectionError: it must be a master, and is none.
     """
-    for line in bytes(info).splitlines():
+    lines = bytes(info).splitlines()
+    if master and b"role:master" not in lines:
+        raise redis.ConnectionError("the sentinels name a server that is no master yet, or no longer")
+    for line in lines:
         if line.startswith(b"run_id:"):
             return line.removeprefix(b"run_id:").decode("ascii")
     raise redis.ResponseError("INFO server shows no run_id; a proxy that hides which server answers cannot be used")

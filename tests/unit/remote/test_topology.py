@@ -121,7 +121,7 @@ def test_without_a_choice_the_timeout_option_counts(url):
         ("redis://h?protocol=three", "Invalid value for 'protocol'"),
         ("redis://h?protocol=4", "protocol must be 2 or 3"),
         ("unix://", "needs the path of a socket: unix:///path/to/socket"),
-        ("redis+sentinel://h:1,h:2/service/0", r"redis+sentinel:// is not supported yet; give a single server's"),
+        ("redis+sentinel://h:1,h:2", "must be redis+sentinel://[user:password@]host:port,host:port/service"),
         ("redis+cluster://h:7000", r"redis+cluster:// is not supported yet; give a single server's"),
     ],
 )
@@ -139,7 +139,7 @@ def test_a_bad_url_is_refused_with_the_reason(url, says):
         "redis://h?password=hunter2&db=first",
         "redis://\u2100:hunter2@h",  # NFKC: Python's own message shows all of it
         "redis://me:hunt?er2@h",
-        "redis+sentinel://:hunter2@h/service",
+        "redis+sentinel://:hunter2@h",
         "redis+cluster://:hunter2@h",
         "http://:hunter2@h",
         "unix://:hunter2@",
@@ -350,8 +350,7 @@ def asynchronous(**options):
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        (sentinel().master_for("service"), "Sentinel-managed client is not supported yet; give the master's URL"),
-        (sentinel().slave_for("service"), "Sentinel-managed client is not supported yet"),
+        (sentinel().slave_for("service"), "replicas, which are never read; take the Sentinel's master_for()"),
         (object.__new__(redis.RedisCluster), "Redis Cluster is not supported yet; give a single server's URL"),
         (asynchronous(connection_class=Strange), "there is no counterpart for threads of the client's Strange"),
         (asynchronous(redis_connect_func=introduce), "redis_connect_func is a coroutine function"),

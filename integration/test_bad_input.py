@@ -13,7 +13,6 @@ import traceback
 from contextlib import contextmanager
 
 import pytest
-import redis
 
 from coherent_cache import CoherentCache
 from coherent_cache.cache import MISSING

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from contextvars import ContextVar
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from coherent_cache import CoherentCache
 from coherent_cache.errors import CacheUnavailable
 from coherent_cache.keys import shard_of
 from coherent_cache.wire import Kind
+from integration.blocking import BlockingCache, LoopThread, io_of
 from integration.history import KILL, SET, TOUCH, Read, Write, dump
 from integration.waiting import wait_until
 from integration.workers import worker
@@ -55,34 +57,61 @@ def value_of(key: str, stamp: str) -> Any:
     return stamp if len(key) % 2 else {"stamp": stamp, "key": key}
 
 
-class _Answered(threading.local):
+class _Answered:
     """What one thread has been answered in its present operation."""
 
-    def __init__(self) -> None:
+    def __init__(self, front: CoherentCache) -> None:
+        self.front = front
         self.replies: list[tuple[Any, Any]] = []
 
 
-class Notebook:
-    """Operations of one process on one cache, with the records of what they did and saw."""
+_answered: ContextVar[_Answered] = ContextVar("answered")
+"""Of the thread, and of the tasks that it has begun on an event loop."""
 
-    def __init__(self, cache: CoherentCache, process: int) -> None:
-        self.cache = cache
+
+class Notebook:
+    """Operations of one process on one cache, with the records of what they did and saw.
+
+    Each thread says first which front it uses, by :meth:`use`.
+    """
+
+    def __init__(self, cache: CoherentCache, aio: BlockingCache, process: int) -> None:
         self.process = process
         self.writes: list[Write] = []
         self.reads: list[Read] = []
         self.failures = 0
         self._count = 0
         self._lock = threading.Lock()
-        self._local = _Answered()
         # The versions that delete, touch, update, clear and tag invalidations made: they do not return them.
-        execute = cache._runtime._io.execute
+        execute, execute_on_loop = io_of(cache).execute, io_of(aio).execute
 
         def observed(requests: Sequence[Any]) -> list[Any]:
             replies = execute(requests)
-            self._local.replies.extend(zip(requests, replies, strict=True))
+            answered = _answered.get(None)  # none in threads of the cache
+            if answered is not None:
+                answered.replies.extend(zip(requests, replies, strict=True))
             return replies
 
-        cache._runtime._io.execute = observed  # type: ignore[method-assign]
+        async def observed_on_loop(requests: Sequence[Any]) -> list[Any]:
+            replies = await execute_on_loop(requests)
+            _answered.get().replies.extend(zip(requests, replies, strict=True))
+            return replies
+
+        io_of(cache).execute = observed
+        io_of(aio).execute = observed_on_loop
+
+    def use(self, front: CoherentCache | BlockingCache) -> None:
+        """Let the present thread use a front."""
+        _answered.set(_Answered(front))
+
+    @property
+    def cache(self) -> CoherentCache:
+        """The front that the present thread uses."""
+        return self._local.front
+
+    @property
+    def _local(self) -> _Answered:
+        return _answered.get()
 
     def make_stamp(self) -> str:
         with self._lock:
@@ -284,18 +313,22 @@ def soak(
         context.emit(ready=context.index)
         wait_until((Path(folder) / "go").exists, 2 * QUIET, "everybody is there")
         until = float((Path(folder) / "go").read_text())
-        notebook = Notebook(cache, context.index)
+        loop = LoopThread()
+        aio = BlockingCache(cache.aio, loop)
+        notebook = Notebook(cache, aio, context.index)
         soaks = [Soak(notebook, Random(f"{seed}-{context.index}-{number}"), until) for number in range(threads)]
+        fronts = [(cache, aio)[(context.index + number) % 2] for number in range(threads)]  # both, on one core
         errors: list[str] = []
 
-        def run(each: Soak) -> None:
+        def run(each: Soak, front: CoherentCache | BlockingCache) -> None:
+            notebook.use(front)
             try:
                 each.run()
             except BaseException as error:
                 errors.append(f"{type(error).__name__}: {error}")
                 raise
 
-        running = [threading.Thread(target=run, args=(each,)) for each in soaks]
+        running = [threading.Thread(target=run, args=pair) for pair in zip(soaks, fronts, strict=True)]
         for thread in running:
             thread.start()
         for thread in running:
@@ -307,6 +340,8 @@ def soak(
         held = _held(cache)
         dump(Path(folder) / f"history-{context.index}", notebook.writes, notebook.reads)
         stats = cache.stats()
+        aio.close()
+        loop.stop()
         return {
             "held": held,
             "operations": sum(each.operations for each in soaks),
@@ -359,7 +394,10 @@ def watch(
     with CoherentCache(url, **options) as cache:
         assert cache.wait_ready(QUIET)
         cache.warm(keys)
-        notebook = Notebook(cache, context.index)
+        loop = LoopThread()
+        aio = BlockingCache(cache.aio, loop)
+        notebook = Notebook(cache, aio, context.index)
+        notebook.use((cache, aio)[context.index % 2])
         context.emit(ready=cache.instance_id)
         rounds = 0
         while not stop.exists():
@@ -376,7 +414,10 @@ def watch(
         for key in [*keys, *keys]:
             notebook.get_entry(key)
         dump(Path(folder) / f"history-{context.index}", notebook.writes, notebook.reads)
-        return {"rounds": rounds, "failures": notebook.failures, "stats": cache.stats().as_dict()}
+        stats = cache.stats().as_dict()
+        aio.close()
+        loop.stop()
+        return {"rounds": rounds, "failures": notebook.failures, "stats": stats}
 
 
 @worker

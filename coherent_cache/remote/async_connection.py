@@ -54,9 +54,7 @@ async def connect(endpoint: Endpoint, *, name: str) -> AsyncConnection:
     """
     if endpoint.in_memory:
         return MemoryConnection(DrivenConnection(endpoint.connect(name=name)))
-    sentinels = endpoint.sentinels
-    address = None if sentinels is None else await asyncio.to_thread(sentinels.locate)
-    connection = endpoint.make_asynchronous(name=name, address=address)
+    connection = await asyncio.to_thread(_make, endpoint, name)
     try:
         await connection.connect()
         await connection.send_command(*endpoint.question)
@@ -68,6 +66,16 @@ async def connect(endpoint: Endpoint, *, name: str) -> AsyncConnection:
     except BaseException:
         await connection.disconnect(nowait=True)
         raise
+
+
+def _make(endpoint: Endpoint, name: str) -> Any:
+    """Make a connection; asks sentinels, and reads files: redis-py's version, certificates."""
+    sentinels = endpoint.sentinels
+    connection = endpoint.make_asynchronous(name=name, address=None if sentinels is None else sentinels.locate())
+    certificates = getattr(connection, "ssl_context", None)
+    if certificates is not None:
+        certificates.get()
+    return connection
 
 
 class _Exchange(NamedTuple):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+from contextvars import ContextVar
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from coherent_cache import Acknowledgement
 from coherent_cache.core.requests import WriteReply
 from coherent_cache.errors import CacheUnavailable, VersionConflict
+from integration.blocking import io_of
 from integration.coherence_workers import stamp_of, tags_of, value_of
 from integration.soak.records import (
     AMBIGUOUS,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from coherent_cache import CoherentCache
     from coherent_cache.versions import Version
+    from integration.blocking import BlockingCache
     from integration.soak.records import Log
 
 KEYS = [f"key-{number}" for number in range(60)]
@@ -38,36 +40,66 @@ TTL = 3600.0  # seconds: longer than any soak
 WAIT = 20.0  # seconds: longer than the bound of any instance
 
 
-class _Noted(threading.local):
+class _Noted:
     """What one thread has asked and been answered in its present operation, and its notes of reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, front: CoherentCache) -> None:
+        self.front = front
         self.requests: list[Any] = []
         self.replies: list[tuple[Any, Any]] = []
         self.lines: list[list[Any]] = []
 
 
-class Notebook:
-    """Operations of one process on one cache, with the notes of what they did and saw."""
+_noted: ContextVar[_Noted] = ContextVar("noted")
+"""Of the thread, and of the tasks that it has begun on an event loop."""
 
-    def __init__(self, cache: CoherentCache, log: Log) -> None:
-        self.cache = cache
+
+class Notebook:
+    """Operations of one process on one cache, with the notes of what they did and saw.
+
+    Each thread says first which front it uses, by :meth:`use`.
+    """
+
+    def __init__(self, cache: CoherentCache, aio: BlockingCache, log: Log) -> None:
         self._log = log
         self._process = cache.instance_id
         self._numbers = count(1)
-        self._local = _Noted()
         self._shard = cache._runtime.instance.shards[0]
         # What Redis answered: the versions that delete, touch, update, clear and tag invalidations made, and the clock
         # and the server of each read.
-        execute = cache._runtime._io.execute
+        execute, execute_on_loop = io_of(cache).execute, io_of(aio).execute
 
         def observed(requests: Sequence[Any]) -> list[Any]:
-            self._local.requests.extend(requests)
+            noted = _noted.get(None)  # none in threads of the cache
+            if noted is None:
+                return execute(requests)
+            noted.requests.extend(requests)
             replies = execute(requests)
-            self._local.replies.extend(zip(requests, replies, strict=True))
+            noted.replies.extend(zip(requests, replies, strict=True))
             return replies
 
-        cache._runtime._io.execute = observed  # type: ignore[method-assign]
+        async def observed_on_loop(requests: Sequence[Any]) -> list[Any]:
+            noted = _noted.get()
+            noted.requests.extend(requests)
+            replies = await execute_on_loop(requests)
+            noted.replies.extend(zip(requests, replies, strict=True))
+            return replies
+
+        io_of(cache).execute = observed
+        io_of(aio).execute = observed_on_loop
+
+    def use(self, front: CoherentCache | BlockingCache) -> None:
+        """Let the present thread use a front."""
+        _noted.set(_Noted(front))
+
+    @property
+    def cache(self) -> CoherentCache:
+        """The front that the present thread uses."""
+        return self._local.front
+
+    @property
+    def _local(self) -> _Noted:
+        return _noted.get()
 
     def make_stamp(self) -> str:
         return f"{self._process}/{next(self._numbers)}"

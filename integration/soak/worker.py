@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from coherent_cache import CoherentCache
 from coherent_cache.cache import MISSING
 from coherent_cache.event_hub import EventHub
+from integration.blocking import BlockingCache, LoopThread
 from integration.coherence_workers import TAGS, _held, tags_of
 from integration.soak.operations import ALIKE, KEYS, Notebook
 from integration.soak.records import Log, clock
@@ -38,15 +39,19 @@ COUNTERS = (
 
 
 class Mixture:
-    """Reads and writes at random, mostly of a few keys, in one thread."""
+    """Reads and writes at random, mostly of a few keys, in one thread and by one front."""
 
-    def __init__(self, notebook: Notebook, rng: Random, stop: threading.Event) -> None:
+    def __init__(
+        self, notebook: Notebook, front: CoherentCache | BlockingCache, rng: Random, stop: threading.Event
+    ) -> None:
         self._notebook = notebook
+        self._front = front
         self._rng = rng
         self._stop = stop
         self.error: BaseException | None = None
 
     def run(self) -> None:
+        self._notebook.use(self._front)
         try:
             while not self._stop.is_set():
                 for _ in range(BATCH):
@@ -153,11 +158,17 @@ def work(*, folder: str, name: str, url: str, seed: str, threads: int, options: 
     place = Path(folder)
     log = Log(place / f"worker-{name}")
     observer = Observer(log)
+    loop = LoopThread()
     with CoherentCache(url, instance_id=name, **options) as cache:
         observer.attach(cache)
-        notebook = Notebook(cache, log)
+        aio = BlockingCache(cache.aio, loop)
+        notebook = Notebook(cache, aio, log)
         stop = threading.Event()
-        mixtures = [Mixture(notebook, Random(f"{seed}-{name}-{number}"), stop) for number in range(threads)]
+        # Both fronts, on one core.
+        mixtures = [
+            Mixture(notebook, (cache, aio)[number % 2], Random(f"{seed}-{name}-{number}"), stop)
+            for number in range(threads)
+        ]
         running = [threading.Thread(target=mixture.run) for mixture in mixtures]
         for thread in running:
             thread.start()
@@ -183,6 +194,8 @@ def work(*, folder: str, name: str, url: str, seed: str, threads: int, options: 
         end = {"held": held, "stats": cache.stats().as_dict()}
         (place / f"end-{name}.part").write_text(json.dumps(end))
         (place / f"end-{name}.part").rename(place / f"end-{name}")
+        aio.close()
+    loop.stop()
     log.close()
 
 

@@ -23,7 +23,8 @@ from coherent_cache import (
 )
 from coherent_cache.config import DEFAULT_TTL
 from coherent_cache.runtime import clock
-from tests.contract.fronts import io_of, messages_wait
+from integration.blocking import io_of
+from tests.contract.fronts import messages_wait
 from tests.contract.test_contract import eventually
 
 PATIENCE = 10.0

@@ -19,7 +19,7 @@ import pytest
 
 import coherent_cache
 from coherent_cache import MISSING, AsyncCoherentCache, CacheUnavailable, CoherentCache, ConfigError, LoaderDeadlock
-from tests.contract.fronts import LoopThread
+from integration.blocking import LoopThread
 
 PATIENCE = 30.0
 QUICK = {"namespace": "aio", "heartbeat": 0.05, "max_staleness": 30.0}

@@ -610,6 +610,17 @@ async def test_close_is_idempotent_and_ends_the_context(url):
 
 
 @on_loop
+async def test_the_fleet_is_asked_in_a_thread(url):
+    async with await ready(url) as cache:
+        await cache.set("k", 1)
+        async with asyncio.timeout(PATIENCE):
+            while not (found := await cache.fleet()).instances:  # noqa: ASYNC110  # nothing tells
+                await asyncio.sleep(0.01)
+        assert [each.instance for each in found.instances] == [cache.instance_id]
+        assert (await cache.audit(["k"])).beyond == 0
+
+
+@on_loop
 async def test_wait_ready_gives_up_in_time(url):
     cache = AsyncCoherentCache("redis://127.0.0.1:1/0", namespace="aio", timeout=0.2)
     assert await cache.wait_ready(0.05) is False

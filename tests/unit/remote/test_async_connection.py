@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from coherent_cache.errors import CacheUnavailable
+from coherent_cache.keys import shard_names
 from coherent_cache.remote import async_io
 from coherent_cache.remote.async_connection import StreamConnection, connect
 from coherent_cache.remote.async_io import AsyncIO
 from coherent_cache.remote.connection import ConnectionLost, ReplyError
+from coherent_cache.remote.rights import Rights
 from tests.unit.remote.test_topology import endpoint
 
 PATIENCE = 30.0
@@ -223,6 +225,8 @@ class Fake:
 
 
 class Scripts:
+    rights = Rights("ns", shard_names("ns", 0, 0))
+
     def call(self, request):
         return SimpleNamespace(packed=b"", replies=1)
 

@@ -125,7 +125,7 @@ MUTATIONS = [
             (Shard, "resync", ("self._new_generation()", "pass")),
             (Shard, "doubt", ("self.synced = False", "self.synced = False; self.generation += 1")),
         ),
-        "reconnect", 2000,
+        "reconnect", 5000,
     ),
     Mutation(
         "observe", "P7: a version learnt from any reply works like a message",

@@ -32,7 +32,7 @@ def test_the_exporter_shows_the_whole_fleet(coherent_cache_factory, coherent_cac
     one, two = (coherent_cache_factory(coherent_cache_url, instance_id=name) for name in ("one", "two"))
     one.set("a", 1)
     assert two.get("a") == two.get("a") == 1
-    command = [sys.executable, "-m", "coherent_cache", "exporter", "--port", "0"]
+    command = [sys.executable, "-m", "coherent_cache", "exporter", "--port", "0", "--audit", "0.2"]
     options = ["--url", coherent_cache_url, "--namespace", namespace]
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as exporter:
         try:
@@ -47,6 +47,10 @@ def test_the_exporter_shows_the_whole_fleet(coherent_cache_factory, coherent_cac
             )
             wait_until(lambda: hit in shown(), 20.0, "the hits are reported")
             assert 'cache_instance="one"' in shown()
+            held = one.stats().size + two.stats().size
+            audited = f'coherent_cache_audit_checked{{cache_namespace="{namespace}"}} {held}.0'
+            wait_until(lambda: audited in shown(), 30.0, "an audit has compared it")
+            assert f'coherent_cache_audit_beyond_bound{{cache_namespace="{namespace}"}} 0.0' in shown()
         finally:
             exporter.terminate()
     assert exporter.returncode == 128 + signal.SIGTERM

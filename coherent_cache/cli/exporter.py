@@ -1,20 +1,25 @@
 """Give Prometheus the metrics of all live instances of a namespace, until Ctrl-C.
 
 For programs of many processes behind one port, where a scrape of the program would reach one of them by chance. The
-instances report themselves to Redis; each scrape asks there. While Redis is away a scrape fails.
+instances report themselves to Redis; each scrape asks there. While Redis is away a scrape fails. With --audit the fleet
+is audited again and again, and what was found last is shown too.
 
 Examples:
   coherent-cache exporter --namespace shop
   coherent-cache exporter --namespace shop --host 0.0.0.0 --port 9100
+  coherent-cache exporter --namespace shop --audit 60
 """
 
 from __future__ import annotations
 
 import argparse
+import threading
 import time
+from contextlib import ExitStack
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+from coherent_cache.auditor import ContinuousAudit
 from coherent_cache.cli.common import add_connection, open_cache, say
 from coherent_cache.cli.serving import Handler, Server
 from coherent_cache.errors import CoherentCacheError, ConfigError
@@ -33,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("--host", default=HOST, help=f"address to listen at ({HOST})")
     parser.add_argument("--port", type=int, default=PORT, help=f"port; 0 for any that is free ({PORT})")
+    parser.add_argument("--audit", type=float, metavar="SECONDS", help="audit too, this long after each (else never)")
     add_connection(parser)
 
 
@@ -42,14 +48,19 @@ def run(args: argparse.Namespace) -> int:
         from prometheus_client import CollectorRegistry  # noqa: PLC0415  # an extra
         from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest  # noqa: PLC0415
 
-        from coherent_cache.telemetry.prometheus import FleetCollector  # noqa: PLC0415
+        from coherent_cache.telemetry.prometheus import AuditCollector, FleetCollector  # noqa: PLC0415
     except ImportError:
         message = "needs prometheus-client; install the extra: pip install 'coherent-cache[prometheus]'"
         raise ConfigError("exporter", message) from None
+    if args.audit is not None and not 0 < args.audit <= threading.TIMEOUT_MAX:
+        raise ConfigError("audit", f"must be seconds above 0, not {args.audit:g}")
     registry = CollectorRegistry()
-    with open_cache(args) as cache:
+    with open_cache(args) as cache, ExitStack() as stack:
         cache.fleet()  # away, a wrong password: told now
         registry.register(FleetCollector(cache))
+        if args.audit is not None:
+            audit = stack.enter_context(ContinuousAudit(cache, every=args.audit))
+            registry.register(AuditCollector(cache.namespace, audit.numbers))
         with MetricsServer(lambda: generate_latest(registry), CONTENT_TYPE_LATEST, args.host, args.port) as server:
             say(f"{server.url}metrics")
             while True:

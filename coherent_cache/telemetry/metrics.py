@@ -7,10 +7,11 @@ one dashboard serves both.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
+from coherent_cache.core.auditing import CONSISTENCY_AT
 from coherent_cache.core.questions import InstanceReport
 from coherent_cache.core.states import SEVERITY
 from coherent_cache.core.stats import CacheStats
@@ -33,6 +34,7 @@ STATE: Final = "cache.state"
 CAUSE: Final = "cache.cause"
 OUTCOME: Final = "cache.outcome"
 QUANTILE: Final = "cache.quantile"
+DELAY: Final = "cache.delay"
 
 LABELS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -43,11 +45,12 @@ LABELS: Final[Mapping[str, str]] = MappingProxyType(
         CAUSE: "why an entry left: `size`, `expired`, `invalidated`, `replaced`, `flushed`, `cleared` or `unproven`",
         OUTCOME: "`applied` if a message concerned an entry held, or a command under way, here; else `ignored`",
         QUANTILE: "`0.5` or `0.99`",
+        DELAY: "seconds since a write: `0.1`, `1` or `10`",
     }
 )
 """All labels, and what they say."""
 
-_UNIT_SUFFIXES: Final = {"s": "_seconds", "By": "_bytes"}
+_UNIT_SUFFIXES: Final = {"s": "_seconds", "By": "_bytes", "1": "_ratio"}
 
 
 def prometheus_label(label: str) -> str:
@@ -56,26 +59,22 @@ def prometheus_label(label: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric.
+class Named:
+    """What any metric is called.
 
     Attributes:
         name: its name in OpenTelemetry.
         kind: ``counter`` (only grows, from 0 at the start of the process), ``gauge`` or ``histogram``.
-        unit: in UCUM, as OpenTelemetry writes it: ``s`` seconds, ``By`` bytes, ``{...}`` a count of something.
+        unit: in UCUM, as OpenTelemetry writes it: ``s`` seconds, ``By`` bytes, ``1`` a part, ``{...}`` a count.
         help: what it is, a sentence.
         labels: its labels beside the namespace and the instance.
-        read: takes its points from a snapshot. A histogram's are numbers per class of ``LAG_BUCKETS``, without labels.
-        reported: takes its points from what an instance reports about itself; None if that does not tell it.
     """
 
     name: str
     kind: Kind
     unit: str
     help: str
-    read: Callable[[CacheStats], Iterable[Point]]
-    labels: tuple[str, ...] = ()
-    reported: Callable[[InstanceReport], Iterable[Point]] | None = None
+    labels: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def prometheus(self) -> str:
@@ -84,14 +83,38 @@ class Metric:
         return self.name.replace(".", "_") + suffix
 
 
-def _field(name: str) -> Callable[[CacheStats | InstanceReport], Iterable[Point]]:
+@dataclass(frozen=True, slots=True)
+class Metric(Named):
+    """A metric of an instance.
+
+    Attributes:
+        read: takes its points from a snapshot. A histogram's are numbers per class of ``LAG_BUCKETS``, without labels.
+        reported: takes its points from what an instance reports about itself; None if that does not tell it.
+    """
+
+    read: Callable[[CacheStats], Iterable[Point]]
+    reported: Callable[[InstanceReport], Iterable[Point]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditMetric(Named):
+    """A metric of a fleet's last audit.
+
+    Attributes:
+        numbers: values of its own labels, and the name that ``ContinuousAudit.numbers()`` has for the number.
+    """
+
+    numbers: Mapping[tuple[str, ...], str]
+
+
+def _number(name: str) -> Callable[[CacheStats | InstanceReport], Iterable[Point]]:
     """Return a reader of one number of a snapshot or a report."""
     return lambda told: [((), getattr(told, name))]
 
 
 def _counter(name: str, unit: str, text: str, *, reported: bool = True) -> Metric:
-    field = _field(name)
-    return Metric(f"coherent_cache.{name}", "counter", unit, text, field, reported=field if reported else None)
+    number = _number(name)
+    return Metric(f"coherent_cache.{name}", "counter", unit, text, number, reported=number if reported else None)
 
 
 def _quantiles(told: CacheStats | InstanceReport) -> Iterable[Point]:
@@ -127,15 +150,15 @@ METRICS: Final = (
         "gauge",
         "{entry}",
         "Entries in the local tier.",
-        _field("size"),
-        reported=_field("entries"),
+        _number("size"),
+        reported=_number("entries"),
     ),
     Metric(
         "coherent_cache.entries.limit",
         "gauge",
         "{entry}",
         "Most entries it may hold.",
-        _field("max_entries"),
+        _number("max_entries"),
         reported=_limit,
     ),
     Metric(
@@ -143,8 +166,8 @@ METRICS: Final = (
         "gauge",
         "By",
         "Estimated size of the local tier.",
-        _field("bytes"),
-        reported=_field("bytes"),
+        _number("bytes"),
+        reported=_number("bytes"),
     ),
     Metric(
         "coherent_cache.removals",
@@ -152,7 +175,7 @@ METRICS: Final = (
         "{entry}",
         "Entries that left the local tier.",
         lambda stats: [((cause,), count) for cause, count in stats.removals.items()],
-        (CAUSE,),
+        labels=(CAUSE,),
     ),
     Metric(
         "coherent_cache.invalidations",
@@ -160,8 +183,8 @@ METRICS: Final = (
         "{message}",
         "Messages of writes received.",
         lambda stats: [(("applied",), stats.invalidations_applied), (("ignored",), stats.invalidations_ignored)],
-        (OUTCOME,),
-        lambda report: [(("applied",), report.applied), (("ignored",), report.invalidations - report.applied)],
+        labels=(OUTCOME,),
+        reported=lambda report: [(("applied",), report.applied), (("ignored",), report.invalidations - report.applied)],
     ),
     Metric(
         "coherent_cache.propagation",
@@ -176,8 +199,8 @@ METRICS: Final = (
         "s",
         "Quantiles of the same, of the last 1,024 messages of the worst shard; nothing before the first message.",
         _quantiles,
-        (QUANTILE,),
-        _quantiles,
+        labels=(QUANTILE,),
+        reported=_quantiles,
     ),
     Metric(
         "coherent_cache.state",
@@ -185,8 +208,8 @@ METRICS: Final = (
         "",
         "1 for the state that a shard is in, 0 for the others.",
         lambda stats: [point for shard, now in enumerate(stats.shard_states) for point in _states(str(shard), now)],
-        (SHARD, STATE),
-        lambda report: _states(ALL_SHARDS, report.state),
+        labels=(SHARD, STATE),
+        reported=lambda report: _states(ALL_SHARDS, report.state),
     ),
     Metric(
         "coherent_cache.horizon.age",
@@ -194,8 +217,8 @@ METRICS: Final = (
         "s",
         "Time since a shard's last proof of freshness; infinite, in OpenTelemetry left out, if there is none.",
         lambda stats: [((str(shard),), age) for shard, age in enumerate(stats.shard_horizon_ages)],
-        (SHARD,),
-        lambda report: [((ALL_SHARDS,), report.horizon_age)],
+        labels=(SHARD,),
+        reported=lambda report: [((ALL_SHARDS,), report.horizon_age)],
     ),
     _counter("fills_refused", "{value}", "Values returned but not kept, because they may be outdated.", reported=False),
     _counter("resyncs", "{resync}", "Completed resyncs, the first one of each shard included."),
@@ -204,3 +227,43 @@ METRICS: Final = (
     _counter("errors", "{error}", "Commands that failed, and faults that the subscriber survived."),
 )
 """All metrics, in the order of the documentation."""
+
+
+def _audit(name: str, unit: str, text: str, kind: Kind = "gauge") -> AuditMetric:
+    return AuditMetric(f"coherent_cache.audit.{name}", kind, unit, text, {(): name})
+
+
+def _delays(prefix: str) -> Mapping[tuple[str, ...], str]:
+    return {(f"{delay:g}",): f"{prefix}_{delay:g}s" for delay in CONSISTENCY_AT}
+
+
+AUDIT_METRICS: Final = (
+    AuditMetric(
+        "coherent_cache.audit.consistency",
+        "gauge",
+        "1",
+        "Part of the entries compared that were not outdated for that long.",
+        _delays("consistency"),
+        labels=(DELAY,),
+    ),
+    AuditMetric(
+        "coherent_cache.audit.stale",
+        "gauge",
+        "{entry}",
+        "Entries that were outdated for at least that long.",
+        _delays("stale"),
+        labels=(DELAY,),
+    ),
+    _audit(
+        "beyond_bound", "{entry}", "Entries that were outdated for longer than the options allow: a fault if not 0."
+    ),
+    _audit("checked", "{entry}", "Entries that were compared with Redis."),
+    _audit("behind", "{entry}", "Entries that were behind at the first look, most while their message was on its way."),
+    _audit("undecided", "{entry}", "Entries that could not be compared to the end."),
+    _audit("gone", "{entry}", "Entries of which Redis has no value, without a message."),
+    _audit("instances_asked", "{instance}", "Instances that were asked."),
+    _audit("instances_answered", "{instance}", "Instances that answered."),
+    _audit("runs", "{audit}", "Audits that came to an end.", "counter"),
+    _audit("failures", "{audit}", "Audits that could not be done, because Redis was away.", "counter"),
+)
+"""Metrics of the last audit of a whole fleet, in the order of the documentation. None before the first audit's end."""

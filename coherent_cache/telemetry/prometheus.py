@@ -8,12 +8,20 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, Protocol
 
 from coherent_cache.core.stats import LAG_BUCKETS, CacheStats
-from coherent_cache.telemetry.metrics import INSTANCE, METRICS, NAMESPACE, Metric, prometheus_label
+from coherent_cache.telemetry.metrics import (
+    AUDIT_METRICS,
+    INSTANCE,
+    METRICS,
+    NAMESPACE,
+    Metric,
+    Named,
+    prometheus_label,
+)
 
 if TYPE_CHECKING:
     from coherent_cache.cache import CoherentCache
@@ -133,7 +141,36 @@ class FleetCollector(Collector):
                 yield family
 
 
-def _family(metric: Metric, labels: Sequence[str]) -> Family:
+class AuditCollector(Collector):
+    """What a continuous audit of a fleet has found last."""
+
+    def __init__(self, namespace: str, numbers: Callable[[], Mapping[str, float]]) -> None:
+        """Make a collector.
+
+        Args:
+            namespace: the fleet's namespace.
+            numbers: ``ContinuousAudit.numbers``.
+        """
+        self._namespace = namespace
+        self._numbers = numbers
+
+    def describe(self) -> Iterator[Family]:
+        """Yield the metrics without numbers, so that a registry knows the names."""
+        for metric in AUDIT_METRICS:
+            yield _family(metric, (NAMESPACE,))
+
+    def collect(self) -> Iterator[Family]:
+        """Yield the metrics of the last audit."""
+        numbers = self._numbers()
+        for metric in AUDIT_METRICS:
+            family = _family(metric, (NAMESPACE,))
+            for own, name in metric.numbers.items():
+                if name in numbers and not isinstance(family, HistogramMetricFamily):
+                    family.add_metric([self._namespace, *own], numbers[name])
+            yield family
+
+
+def _family(metric: Named, labels: Sequence[str]) -> Family:
     names = [prometheus_label(label) for label in (*labels, *metric.labels)]
     match metric.kind:
         case "counter":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from coherent_cache.core.stats import LAG_BUCKETS
-from coherent_cache.telemetry.metrics import INSTANCE, LABELS, METRICS, NAMESPACE, prometheus_label
+from coherent_cache.telemetry.metrics import AUDIT_METRICS, INSTANCE, LABELS, METRICS, NAMESPACE, prometheus_label
 
 PAGE = Path(__file__).parents[2] / "docs/reference/metrics.md"
 
@@ -34,10 +34,20 @@ def _lines():
     yield ""
     yield f"The classes of the histogram end at {', '.join(map(str, LAG_BUCKETS))} seconds."
     yield ""
+    yield "## Of a fleet's last audit"
+    yield ""
+    yield "By `coherent-cache exporter --audit SECONDS`, or `AuditCollector`. They are of no instance."
+    yield ""
+    yield "| Prometheus | kind | labels | what |"
+    yield "|---|---|---|---|"
+    for audited in AUDIT_METRICS:
+        labels = ", ".join(f"`{prometheus_label(label)}`" for label in audited.labels)
+        yield f"| `{audited.prometheus}` | {audited.kind} | {labels} | {audited.help} |"
+    yield ""
     yield "## Labels"
     yield ""
     names = f"`{prometheus_label(NAMESPACE)}` and, unless it is left out, `{prometheus_label(INSTANCE)}`"
-    yield f"All metrics have {names}."
+    yield f"All metrics of instances have {names}."
     yield ""
     yield "| Prometheus | OpenTelemetry | what |"
     yield "|---|---|---|"

@@ -45,6 +45,9 @@ def test_a_scrape_fails_while_redis_is_away():
     [
         (["--url", "redis://127.0.0.1:1/0"], 3, "Redis"),
         (["--url", "memory://exporter", "--port", "70000"], 2, "port"),
+        (["--url", "memory://exporter", "--audit", "0"], 2, "audit"),
+        (["--url", "memory://exporter", "--audit", "nan"], 2, "audit"),
+        (["--url", "memory://exporter", "--audit", "1e99"], 2, "audit"),
         (["--url", "memory://exporter", "--host", "not an address"], 2, "port"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coherent_cache.telemetry.metrics import INSTANCE, LABELS, METRICS, NAMESPACE, prometheus_label
+from coherent_cache.telemetry.metrics import AUDIT_METRICS, INSTANCE, LABELS, METRICS, NAMESPACE, prometheus_label
 
 COMPOSE = Path(__file__).parents[3] / "compose"
 DASHBOARD = COMPOSE / "grafana/dashboards/coherent-cache.json"
@@ -18,7 +18,7 @@ COMMON = {prometheus_label(NAMESPACE), prometheus_label(INSTANCE)}
 def series():
     """Return the labels of all series, by name."""
     found = {}
-    for metric in METRICS:
+    for metric in (*METRICS, *AUDIT_METRICS):
         labels = COMMON | set(map(prometheus_label, metric.labels))
         if metric.kind == "histogram":
             found |= {f"{metric.prometheus}_sum": labels, f"{metric.prometheus}_count": labels}

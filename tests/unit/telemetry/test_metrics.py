@@ -9,10 +9,11 @@ from math import inf
 
 import pytest
 
+from coherent_cache.core.auditing import CONSISTENCY_AT, AuditReport
 from coherent_cache.core.entries import RemovalCause
 from coherent_cache.core.questions import InstanceReport
 from coherent_cache.core.stats import LAG_BUCKETS, CacheStats
-from coherent_cache.telemetry.metrics import INSTANCE, LABELS, METRICS, NAMESPACE
+from coherent_cache.telemetry.metrics import AUDIT_METRICS, INSTANCE, LABELS, METRICS, NAMESPACE
 
 BY_NAME = {metric.name.removeprefix("coherent_cache."): metric for metric in METRICS}
 
@@ -35,20 +36,22 @@ def points(name, **changes):
     return dict(BY_NAME[name].read(stats(**changes)))
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+@pytest.mark.parametrize("metric", [*METRICS, *AUDIT_METRICS], ids=lambda metric: metric.name)
 def test_names_follow_the_conventions_of_both(metric):
     assert re.fullmatch(r"coherent_cache(\.[a-z_]+)+", metric.name)
     assert re.fullmatch(r"coherent_cache(_[a-z]+)+", metric.prometheus)
     assert metric.prometheus.endswith("_total") == (metric.kind == "counter")
     assert ("_seconds" in metric.prometheus) == (metric.unit == "s")
+    assert ("_ratio" in metric.prometheus) == (metric.unit == "1")
     assert ("_bytes" in metric.prometheus) == (metric.unit == "By")
-    assert re.fullmatch(r"s|By|\{[a-z]+\}|", metric.unit)
+    assert re.fullmatch(r"s|By|1|\{[a-z]+\}|", metric.unit)
     assert metric.help.endswith(".")
     assert set(metric.labels) <= LABELS.keys() - {NAMESPACE, INSTANCE}
 
 
 def test_no_two_have_one_name():
     assert len({metric.prometheus for metric in METRICS}) == len(METRICS) == len(BY_NAME)
+    assert len({metric.prometheus for metric in (*METRICS, *AUDIT_METRICS)}) == len(METRICS) + len(AUDIT_METRICS)
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
@@ -114,6 +117,17 @@ def test_invalidations_have_their_outcome():
 def test_quantiles_that_are_not_known_are_left_out():
     assert points("propagation.recent", propagation_p50=0.25, propagation_p99=0.5) == {("0.5",): 0.25, ("0.99",): 0.5}
     assert points("propagation.recent", propagation_p50=None, propagation_p99=None) == {}
+
+
+def test_the_audits_metrics_are_its_numbers():
+    report = AuditReport(
+        namespace="shop", asked=1, answered=1, keys=1, checked=1, behind=0, not_served=0, undecided=0, gone=0,
+        stale=dict.fromkeys(CONSISTENCY_AT, 0), bound=5.0, beyond=0, offenders=(), seconds=0.0,
+    )  # fmt: skip
+    names = [name for metric in AUDIT_METRICS for name in metric.numbers.values()]
+    assert sorted(names) == sorted([*report.numbers(), "runs", "failures"])
+    for metric in AUDIT_METRICS:
+        assert {len(labels) for labels in metric.numbers} == {len(metric.labels)}
 
 
 def test_a_shard_is_in_one_state():

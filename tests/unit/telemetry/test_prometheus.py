@@ -19,7 +19,7 @@ from coherent_cache.core.overview import FleetStatus
 from coherent_cache.core.questions import InstanceReport
 from coherent_cache.core.stats import LAG_BUCKETS
 from coherent_cache.telemetry.metrics import METRICS
-from coherent_cache.telemetry.prometheus import CacheCollector, FleetCollector, register
+from coherent_cache.telemetry.prometheus import AuditCollector, CacheCollector, FleetCollector, register
 
 WHO = {"cache_namespace": "shop", "cache_instance": "worker-1"}
 
@@ -186,6 +186,21 @@ def test_a_fleet_shows_only_what_is_reported(registry):
 def test_instances_of_one_id_are_told_apart(registry):
     registry.register(FleetCollector(Fleet(reported("web:1", "web", 1), reported("web:2", "web", 2))))
     assert [value(registry, "coherent_cache_hits_total", cache_instance=name) for name in ("web:1", "web:2")] == [1, 2]
+
+
+def test_an_audits_numbers_are_shown_as_far_as_there_are_any(registry):
+    numbers = {"runs": 0, "failures": 1}
+    registry.register(AuditCollector("shop", lambda: numbers))
+    where = ("cache_namespace", "shop")
+    assert samples(registry) == {
+        ("coherent_cache_audit_runs_total", (where,)): 0,
+        ("coherent_cache_audit_failures_total", (where,)): 1,
+    }
+    numbers |= {"runs": 1, "beyond_bound": 2, "consistency_0.1s": 0.5, "consistency_10s": 1.0}
+    found = samples(registry)
+    assert found["coherent_cache_audit_beyond_bound", (where,)] == 2
+    assert found["coherent_cache_audit_consistency_ratio", (("cache_delay", "0.1"), where)] == 0.5
+    assert found["coherent_cache_audit_consistency_ratio", (("cache_delay", "10"), where)] == 1
 
 
 MISSING = """

@@ -249,6 +249,19 @@ def test_a_reader_that_goes_ends_it_though_nothing_comes(redis_server, make, nam
     process.stderr.close()
 
 
+def test_explain_tells_who_has_applied_what(redis_server, make, begun):
+    reader, idle = (make(redis_server, local_enabled=True, instance_id=name) for name in ("reader", "idle"))
+    writer, tailing = begun(redis_server, "--explain")
+    for cache in (reader, idle):
+        assert cache.wait_ready(PATIENCE)
+    assert reader.get("first") == 0
+    writer.set("first", 1)
+    tailing.until(lambda: len(tailing.messages()) == 2, "the second message is shown")
+    told = tailing.messages()[-1]
+    assert (told["instances"], told["silent"]) == ({"reader": "applied", "idle": "ignored"}, 0)
+    assert tailing.end() == 0
+
+
 # -- from the log ------------------------------------------------------------------------------------------------------
 
 

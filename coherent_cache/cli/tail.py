@@ -7,10 +7,14 @@ Redis keeps the last messages of each shard (the cache's log_length). What was m
 shown as a gap, with its size if that is known. If the connection is lost it is made again, and what was missed is read
 from the log. If the output is too slow, messages are dropped, and shown as a gap.
 
+With --explain all instances are asked what became of each message there: it was applied (it concerned an entry or a
+command under way) or ignored, or they are past it and remember no more, or still behind.
+
 Examples:
   coherent-cache tail --namespace shop
   coherent-cache tail --namespace shop --since 10m --key 'user:*'
   coherent-cache tail --namespace shop --last 100 --no-follow --json | jq .names
+  coherent-cache tail --namespace shop --key user:7 --explain
   coherent-cache tail --namespace shop --kind tag --kind clear --origin 'worker-1-*'
 
 Ends with 0 on Ctrl-C, after --count or --seconds, with 1 if nothing was ever written in that namespace.
@@ -22,15 +26,20 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import repeat
 from math import inf
 from typing import Final
 
 from coherent_cache.cli.common import EXIT_OK, EXIT_PROBLEM, Terminated, add_json, add_place, complain, place_of
+from coherent_cache.cli.tail_explain import Explainer, Fates
 from coherent_cache.cli.tail_output import Form, JsonLines, Output, Pretty, describe_gap, painter
 from coherent_cache.config import Settings
 from coherent_cache.core.tailing import Filter, Gap, GapCause, Record, Shown
 from coherent_cache.errors import ConfigError
+from coherent_cache.remote.inquiry import open_inquiry
 from coherent_cache.remote.tailing import Notice, Tail
 from coherent_cache.remote.topology import resolve
 from coherent_cache.wire import Kind
@@ -63,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seconds", metavar="S", type=duration, help="end after S seconds")
     add("--no-follow", action="store_true", help="end with what the log has; needs --since or --last")
     add("--wait", action="store_true", help="if nothing was ever written in that namespace, wait until something is")
+    add("--explain", action="store_true", help="tell of each message which instances have applied it: asks all of them")
     add_place(parser)
     add_json(parser, "print JSON lines, as in a pipe")
 
@@ -81,22 +91,26 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--no-follow", "give --since or --last too: else there is nothing to print")
     wanted = Filter(keys=args.key, tags=args.tag, origins=args.origin, kinds=args.kind)
     ends = inf if args.seconds is None else time.monotonic() + args.seconds
-    with Tail(resolve(url, settings), namespace, shards=args.shards) as tail:
+    endpoint = resolve(url, settings)
+    with Tail(endpoint, namespace, shards=args.shards) as tail:
         try:
             if not _found(tail, ends, wait=args.wait):
                 complain(f"nothing was ever written in namespace {namespace!r} there; --wait waits for it")
                 return EXIT_PROBLEM
             pretty = not args.json and sys.stdout.isatty()
             form: Form = Pretty(painter(), tail.shards) if pretty else JsonLines(namespace)
-            screen = Screen(Output(sys.stdout), form, wanted, inf if args.count is None else args.count)
-            try:
+            with ExitStack() as stack:
+                explainer = None
+                if args.explain:
+                    everybody = replace(settings, shards=tail.shards)
+                    explainer = Explainer(stack.enter_context(open_inquiry(endpoint, everybody)))
+                screen = Screen(Output(sys.stdout), form, wanted, inf if args.count is None else args.count, explainer)
+                stack.callback(screen.close)
                 screen.show(_begin(tail, args, wanted))
                 for piece in tail.follow(live=not args.no_follow):
                     screen.show(piece)
                     if screen.done or time.monotonic() >= ends:
                         break
-            finally:
-                screen.close()
         except Terminated:
             raise
         except KeyboardInterrupt:
@@ -127,7 +141,9 @@ def _begin(tail: Tail, args: argparse.Namespace, wanted: Filter) -> list[Gap]:
 class Screen:
     """Shows what is wanted, in one form, as fast as the output takes it."""
 
-    def __init__(self, output: Output, form: Form, wanted: Filter, count: float) -> None:
+    def __init__(
+        self, output: Output, form: Form, wanted: Filter, count: float, explainer: Explainer | None = None
+    ) -> None:
         """Show nothing yet.
 
         Args:
@@ -135,7 +151,9 @@ class Screen:
             form: makes lines.
             wanted: which messages.
             count: how many messages at most.
+            explainer: tells what became of messages on the instances; None if that is not wanted.
         """
+        self._explainer = explainer
         self._form = form
         self._wanted = wanted
         self._left = count
@@ -154,13 +172,14 @@ class Screen:
         Raises:
             OSError: nothing can be written any more.
         """
-        for record in records:
+        chosen = [each for each in records if not isinstance(each, Shown) or self._wanted.admits(each.message)]
+        for record, fates in self._explained(chosen):
             if isinstance(record, Notice):
                 complain(record.text)
             elif isinstance(record, Gap):
                 self._put(record)
-            elif self._wanted.admits(record.message) and not self.done:
-                self._show(record)
+            elif not self.done:
+                self._show(record, fates)
         self._output.check()
         if self._dropped and self._output.has_room():
             self._tell_dropped()
@@ -173,19 +192,26 @@ class Screen:
             complain(describe_gap(self._gap()))
         self._output.close(FLUSH_SECONDS)
 
-    def _show(self, record: Shown) -> None:
+    def _explained(self, records: Sequence[Record | Notice]) -> Iterable[tuple[Record | Notice, Fates | None]]:
+        if self._explainer is None:
+            return zip(records, repeat(None))
+        shown = [record for record in records if isinstance(record, Shown)]
+        fates = iter(self._explainer.fates(shown[: None if self._left == inf else int(self._left)]))
+        return [(record, next(fates, None) if isinstance(record, Shown) else None) for record in records]
+
+    def _show(self, record: Shown, fates: Fates | None) -> None:
         # What comes from the log can wait there. What comes live would have to wait here, or be dropped by Redis.
         if record.replayed or self._output.has_room():
-            self._put(record)
+            self._put(record, fates)
             self._left -= 1
         else:
             self._dropped += 1
             self._dropped_at = record.time_us
 
-    def _put(self, record: Record) -> None:
+    def _put(self, record: Record, fates: Fates | None = None) -> None:
         if self._dropped:
             self._tell_dropped()
-        self._output.put(self._form.line(record))
+        self._output.put(self._form.line(record, fates))
 
     def _tell_dropped(self) -> None:
         self._output.put(self._form.line(self._gap()))

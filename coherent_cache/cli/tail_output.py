@@ -14,6 +14,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TextIO
 
+from coherent_cache.cli.tail_explain import Fates
 from coherent_cache.core.tailing import Gap, GapCause, Record, Shown
 from coherent_cache.wire import Kind
 
@@ -22,6 +23,9 @@ MOST_BYTES: Final = 4 * 1024 * 1024
 
 CHUNK_BYTES: Final = 64 * 1024
 """Bytes that are written at once."""
+
+MOST_FATES: Final = 400
+"""Characters that a line for people has about instances."""
 
 DATE_SECONDS: Final = 12 * 3600
 """Seconds from which on a line for people tells the date too."""
@@ -36,8 +40,8 @@ MOST_CHARACTERS: Final = 120
 class Form(Protocol):
     """Makes lines of records."""
 
-    def line(self, record: Record) -> str:
-        """Return a record as one line, without its end."""
+    def line(self, record: Record, fates: Fates | None = None) -> str:
+        """Return a record as one line, without its end; with what became of it on the instances, if that is known."""
 
 
 class JsonLines:
@@ -49,9 +53,12 @@ class JsonLines:
         self._encode = json.JSONEncoder(ensure_ascii=False).encode
         self._second = (-1, "")
 
-    def line(self, record: Record) -> str:
-        """Return a record as a line."""
-        return self._encode(self.fields(record))
+    def line(self, record: Record, fates: Fates | None = None) -> str:
+        """Return a record as a line; see :class:`Form`."""
+        fields = self.fields(record)
+        if fates is not None:
+            fields |= {"instances": fates.by_instance, "silent": fates.silent}
+        return self._encode(fields)
 
     def fields(self, record: Record) -> dict[str, Any]:
         """Return a record's fields."""
@@ -104,11 +111,13 @@ class Pretty:
         self._shards = shards
         self._second = (-1, "")
 
-    def line(self, record: Record) -> str:
-        """Return a record as a line."""
+    def line(self, record: Record, fates: Fates | None = None) -> str:
+        """Return a record as a line; see :class:`Form`."""
         if isinstance(record, Gap):
             return self._paint(f"{self._time(record.time_us)} --- {describe_gap(record)} ---", "yellow")
-        return self._message(record)
+        return self._message(record) + (
+            "" if fates is None else self._paint(f"  [{printable(str(fates), MOST_FATES)}]", "dim")
+        )
 
     def _message(self, record: Shown) -> str:
         message, paint = record.message, self._paint
@@ -145,10 +154,10 @@ def describe_gap(gap: Gap) -> str:
     return f"gap{where}: {what}: {_GAPS[gap.cause]}"
 
 
-def printable(name: str) -> str:
+def printable(name: str, most: int = MOST_CHARACTERS) -> str:
     """Return a key, tag or origin as a terminal may show it: cut if it is long, without control characters."""
-    if len(name) > MOST_CHARACTERS:
-        name = name[: MOST_CHARACTERS - 1] + "…"
+    if len(name) > most:
+        name = name[: most - 1] + "…"
     if name.isprintable() and name == name.strip():
         return name
     return repr(name)

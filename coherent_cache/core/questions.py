@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from coherent_cache.versions import Version
 from coherent_cache.wire import MESSAGE_FORMAT, UnknownFormat, WireError, unpack_fields
 
 QUESTION_ID_BYTES: Final = 8
@@ -50,6 +51,17 @@ class Ask(StrEnum):
     VERSIONS = "versions"  # the versions that it holds of the keys that are named
     SAMPLE = "sample"  # the versions of at most `most` keys that it holds, chosen by chance
     EXPLAIN = "explain"  # all that it knows about the keys that are named
+    MESSAGES = "messages"  # what became there of messages, named by :func:`message_name` in the place of keys
+
+
+class Fate(StrEnum):
+    """What became of a message on one instance."""
+
+    APPLIED = "applied"  # it concerned an entry or a command under way there
+    IGNORED = "ignored"  # it came, and concerned neither
+    PASSED = "passed"  # the instance is past it and remembers no more: it came, or the shard was flushed instead
+    BEHIND = "behind"  # the instance has not come to it yet
+    ELSEWHERE = "elsewhere"  # the instance follows another history
 
 
 UNKNOWN: Final = "unknown"
@@ -225,6 +237,11 @@ _REPORT_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "float | None": (float, int, type(None)),
 }
 _OPTION_TYPES: Final = (str, int, float, bool, type(None))
+
+
+def message_name(shard: int, version: Version) -> str:
+    """Return how a question names a message."""
+    return f"{shard}:{version}"
 
 
 def encode_report(report: InstanceReport) -> bytes:

@@ -20,6 +20,7 @@ from coherent_cache.core.questions import (
     UNKNOWN,
     Answer,
     Ask,
+    Fate,
     HeldEntry,
     Holdings,
     InstanceReport,
@@ -33,9 +34,10 @@ from coherent_cache.core.questions import (
 )
 from coherent_cache.core.shard import Shard
 from coherent_cache.core.states import State
-from coherent_cache.errors import InvalidKey
+from coherent_cache.errors import ConfigError, InvalidKey
 from coherent_cache.events import InternalError
 from coherent_cache.keys import check_key
+from coherent_cache.versions import Version
 from coherent_cache.wire import Kind, WireError
 
 HEARTBEATS_PER_REPORT: Final = 2
@@ -164,6 +166,8 @@ class Reporter:
                 return question.kind, holdings_body(self.holdings(question.keys, now))
             case Ask.SAMPLE:
                 return question.kind, holdings_body(self.sample(question.most, now))
+            case Ask.MESSAGES:
+                return question.kind, [self._fate(name) for name in question.keys]
             case Ask.EXPLAIN:
                 return question.kind, [self.explain(key, now) for key in question.keys if self._shard_of(key)]
             case _:
@@ -213,6 +217,15 @@ class Reporter:
         shard = self._instance.shard_of(check_key(key))
         return shard.look(lambda shard: self._explain(shard, key, now))
 
+    def _fate(self, name: str) -> str:
+        """Return what became here of a message; empty for a name that names none."""
+        shard, _, text = name.partition(":")
+        try:
+            version = Version.parse(text)
+            return self._instance.shards[int(shard)].look(partial(_fate_of, version=version)).value
+        except (ConfigError, ValueError, IndexError):
+            return ""
+
     def _explain(self, shard: Shard, key: str, now: float) -> dict[str, Any]:
         entry, kept = shard.tier.entries.get(key), shard.kept.entries.get(key)
         settings = self._instance.settings
@@ -250,6 +263,15 @@ class Reporter:
             return self._instance.shard_of(check_key(key))
         except InvalidKey:
             return None
+
+
+def _fate_of(shard: Shard, *, version: Version) -> Fate:
+    if shard.epoch != version.epoch:
+        return Fate.ELSEWHERE
+    for _, message, _, applied in reversed(shard.recent):
+        if (message.seq, message.epoch) == (version.seq, version.epoch):
+            return Fate.APPLIED if applied else Fate.IGNORED
+    return Fate.PASSED if version.seq <= (shard.position or 0) else Fate.BEHIND
 
 
 def _keys(shard: Shard) -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
@@ -29,12 +31,14 @@ from coherent_cache.keys import shard_names
 from coherent_cache.remote.connection import ReplyError, pack
 from coherent_cache.remote.link import Link, LinkLost, open_link
 from coherent_cache.remote.scripts import PlainCall, ScriptCall, Scripts
-from coherent_cache.remote.sync_io import SyncIO
+from coherent_cache.remote.sync_io import ConnectionPool, SyncIO
 from coherent_cache.remote.topology import Endpoint, resolve
 from coherent_cache.wire import Message, WireError, decode_message
 
 KEYS_PER_SCRIPT: Final = 200
 """Keys whose versions one script reads: looking on must not make others wait."""
+
+_NAME: Final = "coherent-cache:inquiry"
 
 LOG_PIECE: Final = 1000
 """Messages of the log that are read at once."""
@@ -284,6 +288,24 @@ def in_pieces(keys: Iterable[str]) -> list[list[str]]:
     return [every[at : at + MAX_QUESTION_KEYS] for at in range(0, len(every), MAX_QUESTION_KEYS)]
 
 
+@contextmanager
+def open_inquiry(endpoint: Endpoint, settings: Settings) -> Iterator[Inquiry]:
+    """Ask the instances of a namespace without being one.
+
+    Args:
+        endpoint: where Redis is.
+        settings: the namespace's name and shards, and how long to wait.
+    """
+    scripts = Scripts(settings, instance_id="-", database=endpoint.database)
+    pool = ConnectionPool(endpoint, scripts.rights, name=_NAME, size=1, timeout=settings.timeout)
+    io, clock = SyncIO(endpoint, scripts, pool, time.monotonic), time.monotonic
+    try:
+        with Inquiry(endpoint, scripts, io, clock=clock, name=_NAME) as inquiry:
+            yield inquiry
+    finally:
+        pool.close()
+
+
 def find_shards(source: object, settings: Settings) -> int | None:
     """Return how many shards a namespace was created with; None if there is none.
 
@@ -297,7 +319,7 @@ def find_shards(source: object, settings: Settings) -> int | None:
     """
     endpoint = resolve(source, settings)
     try:
-        connection = endpoint.connect(name="coherent-cache:inquiry")
+        connection = endpoint.connect(name=_NAME)
         try:
             connection.send_command("HGET", shard_names(settings.namespace, 0, endpoint.database).clock, "config")
             config = connection.read_response(disable_decoding=True)

@@ -16,8 +16,12 @@ from coherent_cache import CoherentCache
 from coherent_cache.cli import main as cli
 from coherent_cache.cli import tail_output
 from coherent_cache.cli.tail import Screen, duration
+from coherent_cache.cli.tail_explain import Explainer, Fates
 from coherent_cache.cli.tail_output import JsonLines, Output, Pretty, describe_gap, painter, plain, printable
+from coherent_cache.core.questions import Answer, Ask
 from coherent_cache.core.tailing import Filter, Gap, GapCause, Shown
+from coherent_cache.errors import CacheUnavailable
+from coherent_cache.remote.inquiry import Answers
 from coherent_cache.remote.tailing import Notice
 from coherent_cache.wire import Kind
 from tests.unit.core.model import message
@@ -323,3 +327,86 @@ def test_notices_go_to_standard_error(pipe, capsys):
     pipe.screen().show([Notice("connected again")])
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "coherent-cache: connected again\n")
+
+
+# -- what became of messages -------------------------------------------------------------------------------------------
+
+
+class Fleet:
+    """Answers questions as some instances would."""
+
+    def __init__(self, answers, *, asked=None, away=False):
+        self.answers, self.asked, self.away = answers, asked, away
+        self.questions = []
+
+    def ask(self, kind, *, timeout, keys):
+        if self.away:
+            raise CacheUnavailable("gone")
+        self.questions.append(keys)
+        answers = tuple(Answer(b"12345678", member, kind, body) for member, kind, body in self.answers(len(keys)))
+        return Answers(answers, len(answers) if self.asked is None else self.asked, 0)
+
+
+def everywhere(fate):
+    return lambda count: [("a:1", Ask.MESSAGES, [fate] * count), ("b:2", Ask.MESSAGES, ["ignored"] * count)]
+
+
+def test_what_became_of_each_message_is_asked_of_all():
+    fleet = Fleet(everywhere("applied"))
+    assert Explainer(fleet).fates([shown(Kind.SET, "k")] * 450) == [Fates({"a": "applied", "b": "ignored"}, 0)] * 450
+    assert list(map(len, fleet.questions)) == [200, 200, 50]
+    assert fleet.questions[0][0].startswith("0:")
+
+
+def test_nobody_could_be_asked():
+    assert Explainer(Fleet(None, away=True)).fates([shown(Kind.SET, "k")] * 3) == [None] * 3
+
+
+def test_answers_that_say_nothing_and_none_at_all():
+    fleet = Fleet(
+        lambda _: [
+            ("old:1", "unknown", []), ("short:1", Ask.MESSAGES, []), ("odd:1", Ask.MESSAGES, [["x"]]),
+            ("twin:1", Ask.MESSAGES, ["behind"]), ("twin:2", Ask.MESSAGES, ["passed"]),
+        ], asked=7,
+    )  # fmt: skip
+    (fates,) = Explainer(fleet).fates([shown(Kind.SET, "k")])
+    assert fates == Fates(
+        {"old": "unknown", "short": "unknown", "odd": "unknown", "twin:1": "behind", "twin:2": "passed"}, 2
+    )
+    assert str(fates) == "passed: twin:2; behind: twin:1; unknown: odd, old, short; no answer: 2"
+
+
+def test_many_instances_are_counted():
+    assert str(Fates({f"web-{number}": "applied" for number in range(9)}, 0)) == (
+        "applied: web-0, web-1, web-2, web-3 and 5 more"
+    )
+    assert str(Fates({}, 0)) == "no instance"
+
+
+def test_explained_lines():
+    record, fates = shown(Kind.SET, "k"), Fates({"a": "applied"}, 1)
+    line = json.loads(JsonLines("shop").line(record, fates))
+    assert (line["instances"], line["silent"]) == ({"a": "applied"}, 1)
+    assert Pretty(plain, 1).line(record, fates).endswith("  by worker-1  [applied: a; no answer: 1]")
+
+
+def test_only_what_is_shown_is_asked_about(pipe):
+    fleet = Fleet(everywhere("applied"))
+    screen = Screen(pipe.output, JsonLines("shop"), Filter(keys=["k"]), 2, Explainer(fleet))
+    screen.show(
+        [Notice("hello"), *[shown(Kind.SET, "other"), shown(Kind.SET, "k")] * 5, Gap(0, GapCause.LOG, 1, 2, 3, NOW)]
+    )
+    assert list(map(len, fleet.questions)) == [2]
+    assert [json.loads(pipe.reader.readline())["instances"]["a"] for _ in range(2)] == ["applied"] * 2
+
+
+def test_explain_asks_the_instances(run, url):
+    with CoherentCache(url, namespace="shop", instance_id="web-1") as cache:
+        assert cache.wait_ready(10)
+        cache.set("user:7", 1)
+        code, out, err = run("--last", "1", "--no-follow", "--explain")
+    assert (code, err) == (0, "")
+    (line,) = lines(out)
+    assert line["instances"].keys() == {"web-1"}
+    assert line["instances"]["web-1"] in {"applied", "ignored"}
+    assert line["silent"] == 0

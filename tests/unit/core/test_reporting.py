@@ -10,16 +10,19 @@ from coherent_cache.core.questions import (
     MAX_QUESTION_KEYS,
     UNKNOWN,
     Ask,
+    Fate,
     Question,
     decode_answer,
     decode_report,
     encode_question,
     holdings_of_body,
+    message_name,
     shard_of_body,
 )
 from coherent_cache.core.reporting import ProcessFacts, Reporter
 from coherent_cache.core.shard import RECENT_NAMES
 from coherent_cache.events import InternalError
+from coherent_cache.versions import Version
 from coherent_cache.wire import Kind
 from tests.unit.core.model import message
 
@@ -248,3 +251,24 @@ def test_answering_changes_nothing(asked):
     for kind in (*Ask, "why"):
         asked.ask(kind, keys=("a", "b", "c"), most=5)
     assert everything() == before
+
+
+def test_what_became_of_messages(asked):
+    shard = asked.instance.shards[0]
+    epoch, position = shard.epoch, shard.position
+    asked.put("held", position)
+    asked.say(Kind.SET, position + 1, "held")
+    asked.say(Kind.SET, position + 2, "unknown")
+    names = [message_name(0, Version(epoch, seq)) for seq in (position + 1, position + 2, position + 3)]
+
+    assert asked.ask(Ask.MESSAGES, keys=(*names, message_name(0, Version(b"another history.", 1)))) == [
+        Fate.APPLIED, Fate.IGNORED, Fate.BEHIND, Fate.ELSEWHERE,
+    ]  # fmt: skip
+    shard.recent.clear()
+    shard.position = position + 2
+    assert asked.ask(Ask.MESSAGES, keys=names) == [Fate.PASSED, Fate.PASSED, Fate.BEHIND]
+
+
+@pytest.mark.parametrize("name", ["", "0", "9:" + "0" * 32 + ":1", "x:" + "0" * 32 + ":1", "0:nonsense", "0:1:1"])
+def test_names_that_name_no_message(asked, name):
+    assert asked.ask(Ask.MESSAGES, keys=(name,)) == [""]

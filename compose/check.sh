@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Start Redis, the workers, the writer and tail of compose.yaml from locally built images, wait until all is coherent, stop.
+# Start Redis, the workers, the writer, tail and audit of compose.yaml from locally built images, wait until all is coherent, stop.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 Usage: compose/check.sh [--help]
 
-Validates compose/compose.yaml as a whole. Then starts its Redis, workers, writer and tail as a project of their own, from
-the images of compose/build-redis-image.sh and compose/build-worker-image.sh, and waits until every worker's health check
+Validates compose/compose.yaml as a whole. Then starts its Redis, workers, writer, tail and audit as a project of their own,
+from the images of compose/build-redis-image.sh and compose/build-worker-image.sh, and waits until every worker's health check
 says that it is coherent, serves local hits, applies invalidations and has seen no violation. Then Redis is restarted,
-empty, and the same is waited for again, and that tail still shows what is written. All of it is removed at the end.
+empty, and the same is waited for again, and that tail still shows what is written, and that an audit
+found nothing outdated beyond the bound. All of it is removed at the end.
 Prometheus and Grafana are not started: their images are only in a registry.
 
 Environment:
@@ -80,7 +81,7 @@ done
 trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-compose up --detach --no-build redis "${workers[@]}" writer tail >/dev/null 2>&1 || fail "compose up failed"
+compose up --detach --no-build redis "${workers[@]}" writer tail audit >/dev/null 2>&1 || fail "compose up failed"
 await_workers
 show
 compose restart --timeout 5 redis >/dev/null 2>&1 || fail "compose restart failed"
@@ -89,5 +90,9 @@ await_workers
 tailed=$(compose logs --no-color tail | wc -l)
 sleep 2
 (($(compose logs --no-color tail | wc -l) > tailed)) || fail "tail shows nothing after the restart"
+compose exec -T audit python -c '
+import urllib.request
+text = urllib.request.urlopen("http://127.0.0.1:9793/metrics").read().decode()
+assert "coherent_cache_audit_beyond_bound{cache_namespace=\"shop\"} 0.0" in text, text' || fail "the audit is not content"
 show
 printf 'all workers are coherent, also after a restart of an empty Redis\n'

@@ -42,6 +42,9 @@ def test_prometheus_asks_everybody_who_has_metrics():
     text = (COMPOSE / "prometheus/prometheus.yaml").read_text("utf-8")
     targets = re.findall(r"([\w-]+):9100", text)
     assert targets == [name for name in SERVICES if name.startswith("w")] != []
+    assert "audit:9793" in text
+    assert "audit" in SERVICES
+    assert '"--port", "9793"' in TEXT
     assert "METRICS_PORT = 9100" in (COMPOSE / "app/shop.py").read_text("utf-8")
 
 

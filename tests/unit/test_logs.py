@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import re
 import subprocess
@@ -403,3 +404,49 @@ def test_fields_with_keys_and_texts_are_known():
         if field.type in ("str", "tuple[str, ...]")
     }
     assert texts == known | harmless
+
+
+# --- whole caches in applications of each kind ---
+
+APPLICATION = """
+import json, logging, structlog
+from coherent_cache import CoherentCache
+{configuration}
+with CoherentCache("memory://application", namespace="shop", instance_id="me") as cache:
+    assert cache.wait_ready(30)
+    cache.set("secret-key", "secret-value")
+    cache.get("secret-key")
+"""
+
+CONFIGURATIONS = {
+    "neither": "",
+    "standard logging": "logging.basicConfig(format='%(name)s %(levelname)s %(message)s', level='DEBUG')",
+    "structlog": """
+structlog.configure(processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()])
+""",
+    "structlog over standard logging": """
+logging.basicConfig(format='%(message)s', level='DEBUG')
+structlog.configure(
+    processors=[structlog.stdlib.filter_by_level, structlog.stdlib.add_log_level, structlog.processors.JSONRenderer()],
+    wrapper_class=structlog.stdlib.BoundLogger, logger_factory=structlog.stdlib.LoggerFactory(),
+)
+""",
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_a_cache_logs_in_an_application_of_each_kind(kind):
+    program = APPLICATION.format(configuration=CONFIGURATIONS[kind])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True)
+    text = done.stdout + done.stderr
+    assert "secret-value" not in text
+    if kind == "neither":
+        assert text == ""
+    elif kind == "standard logging":
+        assert "coherent_cache INFO event='resynced' namespace='shop' instance='me' shard=0 " in text
+        assert "coherent_cache DEBUG event='write_published' namespace='shop' instance='me' shard=0 kind='set'" in text
+    else:
+        written = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        (resynced,) = [line for line in written if line["event"] == "resynced"]
+        assert (resynced["level"], resynced["namespace"], resynced["instance"]) == ("info", "shop", "me")
+        assert "write_published" in [line["event"] for line in written if line["level"] == "debug"]

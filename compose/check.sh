@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Start Redis, the workers, the writer, tail and audit of compose.yaml from locally built images, wait until all is coherent, stop.
+# Start what compose.yaml has of this package from locally built images, wait until all is coherent, stop.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 Usage: compose/check.sh [--help]
 
-Validates compose/compose.yaml as a whole. Then starts its Redis, workers, writer, tail and audit as a project of their own,
-from the images of compose/build-redis-image.sh and compose/build-worker-image.sh, and waits until every worker's health check
-says that it is coherent, serves local hits, applies invalidations and has seen no violation. Then Redis is restarted,
-empty, and the same is waited for again, and that tail still shows what is written, and that an audit
-found nothing outdated beyond the bound. All of it is removed at the end.
-Prometheus and Grafana are not started: their images are only in a registry.
+Validates compose/compose.yaml as a whole. Then starts its Redis, workers, writer, tail and audit as a project of their
+own, from the images of compose/build-redis-image.sh and compose/build-worker-image.sh, and waits until every worker's
+health check says that it is coherent, serves local hits, applies invalidations and has seen no violation. Then Redis is
+restarted, empty, and the same is waited for again, that tail still shows what is written, and that an audit has found
+nothing outdated beyond the bound. All of it is removed at the end. Prometheus and Grafana are not started: their images
+are only in a registry.
 
 Environment:
   COMPOSE_LIMIT   seconds to wait for the workers (default: 120)

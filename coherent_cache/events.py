@@ -345,6 +345,25 @@ class CommandFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class UnknownFormatSeen(Event):
+    """A newer release wrote what this one cannot read: a value counts as a miss, a message flushes. Told once a minute.
+
+    Attributes:
+        shard: number of the shard.
+        what: ``value`` or ``message``.
+        reason: which format.
+        count: how many there were since the last report, this one included.
+    """
+
+    name: ClassVar[str] = "unknown_format"
+    level: ClassVar[Level] = "warning"
+    shard: int
+    what: str
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class ForeignValueSeen(Event):
     """Bytes under one of our keys are not ours, or damaged.
 

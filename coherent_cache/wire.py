@@ -386,6 +386,13 @@ def _check_key_and_schema(data: bytes, prefix: bytes, differ: int) -> None:
         raise WireError("envelope of another key")
 
 
+def newer_head(data: bytes | None) -> bytes | None:
+    """Return, as a script does, the first two bytes of an envelope of a format that this release does not know."""
+    return (
+        data[:2] if data is not None and data[:1] == _MAGIC and len(data) > 1 and data[1] != ENVELOPE_FORMAT else None
+    )
+
+
 def encode_message_ends(
     kind: Kind, origin: str, names: tuple[str, ...], *, wants_receipts: bool = False
 ) -> tuple[bytes, bytes]:

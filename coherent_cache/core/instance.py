@@ -19,7 +19,7 @@ from coherent_cache.errors import ForeignValue
 from coherent_cache.events import Event, ForeignValueSeen
 from coherent_cache.keys import check_key, key_digest, shard_of
 from coherent_cache.serializers import CODE_CUSTOM, IMMUTABLE_SCALARS, Codec, is_immutable
-from coherent_cache.wire import envelope_prefix
+from coherent_cache.wire import UnknownFormat, WireError, envelope_prefix
 
 KeyFacts = tuple[bytes, bytes]
 """A user key in UTF-8, and the prefix of its envelopes in this instance's codec and schema."""
@@ -109,6 +109,17 @@ class Instance:
     def shard_of(self, key: bytes) -> Shard:
         """Shard of a key given in UTF-8."""
         return self.shards[shard_of(key, len(self.shards))]
+
+    def unreadable(self, key: str, facts: KeyFacts, error: WireError, now: float) -> None:
+        """Report bytes that are no value; return None if they are to be a miss, as those of a newer release always are.
+
+        Raises:
+            ForeignValue: if ``on_foreign="raise"``.
+        """
+        if isinstance(error, UnknownFormat):
+            self.shard_of(facts[0]).note_unknown("value", str(error), now)
+        else:
+            self.foreign(key, str(error))
 
     def foreign(self, key: str, reason: str) -> None:
         """Report a foreign value; return None if ``on_foreign="miss"``.

@@ -193,7 +193,10 @@ def _judge(
 ) -> Answer:
     key, read = request.key, reply.read
     if reply.status is LeaseStatus.FOREIGN:
-        instance.foreign(key, "not an envelope")  # raises: where such bytes are to be a miss, they are overwritten
+        (head,) = read.envelopes
+        if head is None:
+            instance.foreign(key, "not an envelope")  # raises: where such bytes are to be a miss, they are overwritten
+        shard.note_unknown("value", f"envelope of format {(head or b'')[-1]}", read.sent_at)
     if reply.status is LeaseStatus.VALUE:
         details: dict[str, RawFound] = {}
         shard.absorb(token, read, take(instance, ((key, facts),), read, {}, [], details), now=read.sent_at)

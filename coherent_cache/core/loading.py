@@ -244,6 +244,8 @@ def _lease(instance: Instance, shard: Shard, call: LoadCall) -> Operation[Result
             match answer.reply.status:
                 case LeaseStatus.LEASED:
                     return answer.lease
+                case LeaseStatus.FOREIGN:  # a newer release's: not ours to replace
+                    return None
                 case LeaseStatus.VALUE:
                     return (
                         None if answer.result is None or is_older(answer.result.version, call.least) else answer.result

@@ -233,7 +233,7 @@ def take(  # noqa: C901, PLR0915  # one reply's rules in one place, and no call 
                 items.append((key, absent, None))
                 continue
             except WireError as error:
-                instance.foreign(key, str(error))  # raises, unless such bytes are to be a miss
+                instance.unreadable(key, facts, error, sent_at)  # raises, unless such bytes are to be a miss
                 items.append((key, absent, None))
                 continue
             # An envelope lives iff it is of the same epoch, floors < version <= clock, and its time is not over (P2,

@@ -184,9 +184,11 @@ class Session:
                 self._confirm(held, message)
             elif message.origin != self._origin:
                 self.foreign += 1
+        except UnknownFormat as error:
+            held.distrust_newer(str(error), now)
+            sound = False
         except WireError as error:
-            what = "newer release: " if isinstance(error, UnknownFormat) else ""
-            held.distrust(f"{what}{error}")
+            held.distrust(str(error))
             sound = False
         if not sound:
             self.resynchronise(shard, now)

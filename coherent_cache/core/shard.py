@@ -40,6 +40,7 @@ from coherent_cache.events import (
     MessageGap,
     Resynced,
     StateChanged,
+    UnknownFormatSeen,
 )
 from coherent_cache.versions import Version
 from coherent_cache.wire import Kind, Message, SyncReply, WireError, decode_message
@@ -51,6 +52,9 @@ PAST_EPOCHS: Final = 8
 
 SWEEP_ENTRIES: Final = 2_000
 """Entries looked at per heartbeat for those that have expired."""
+
+UNKNOWN_FORMAT_SECONDS: Final = 60.0
+"""Seconds between two reports that something of an unknown format came."""
 
 SUMMARY_SECONDS: Final = 10.0
 """Seconds between two summaries of what left the local tier."""
@@ -104,6 +108,7 @@ class Shard:
         "_summary_from",
         "_tag_floors",
         "_tokens",
+        "_unknown",
         "_waiters",
         "epoch",
         "generation",
@@ -176,6 +181,7 @@ class Shard:
         self._noted_at = inf
         self._broken_by = "first connection"
         self._summary_from = -inf
+        self._unknown: dict[str, tuple[float, int]] = {}
         self._summarised = (0, 0, 0)
 
     def tell(self, event: Event) -> None:
@@ -494,14 +500,33 @@ class Shard:
     def distrust(self, reason: str) -> None:
         """Flush: something came that cannot be understood, so anything may be outdated (P8)."""
         with self._lock:
-            dropped = self._replace_tier(RemovalCause.FLUSHED, keep_horizon=False)
-            self._new_generation()
-            self._note_break("damaged message")
-            self.synced = False
-            self._counters.flushes += 1
+            dropped = self._flush_unread("damaged message")
             self._counters.errors += 1
             self._emit(MessageDamaged(self.index, reason, dropped))
             self._change(Trigger.DOUBTED, "damaged message")
+
+    def distrust_newer(self, reason: str, now: float) -> None:
+        """Flush, as :meth:`distrust`: a newer release has written something whose message cannot be understood (P8)."""
+        with self._lock:
+            self._flush_unread("message of a newer release")
+            self.note_unknown("message", reason, now)
+            self._change(Trigger.DOUBTED, "message of a newer release")
+
+    def note_unknown(self, what: str, reason: str, now: float) -> None:
+        """Note that something of a format came that only newer releases know; tell of it once a minute.
+
+        Args:
+            what: ``value`` or ``message``.
+            reason: which format.
+            now: local clock.
+        """
+        with self._lock:
+            told_at, count = self._unknown.get(what, (-inf, 0))
+            if now < told_at + UNKNOWN_FORMAT_SECONDS:
+                self._unknown[what] = told_at, count + 1
+                return
+            self._unknown[what] = now, 0
+            self._emit(UnknownFormatSeen(self.index, what, reason, count + 1))
 
     def sweep(self, now: float) -> None:
         """Remove some of the entries that have expired; called with each heartbeat."""
@@ -686,6 +711,15 @@ class Shard:
         if log[0].nonce != self.nonce or log[-1].nonce != reply.nonce:
             return None
         return log[1:]
+
+    def _flush_unread(self, cause: str) -> int:
+        """Flush because of a message that nobody here can read; return how many entries went."""
+        dropped = self._replace_tier(RemovalCause.FLUSHED, keep_horizon=False)
+        self._new_generation()
+        self._note_break(cause)
+        self.synced = False
+        self._counters.flushes += 1
+        return dropped
 
     def _note_break(self, cause: str) -> None:
         """Note why the next resync will be needed: what came first counts."""

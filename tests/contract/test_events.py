@@ -175,6 +175,12 @@ def foreign(stage):
         cache.get("k")
 
 
+def upgrade(stage):
+    cache = stage.begin()
+    stage.raw("SET", NAMES.value(b"k"), b"\xc1\x02...")
+    assert cache.get("k") is None
+
+
 def limited(stage):
     stage.monkeypatch.setattr(SyncIO, "lacking_rights", lambda _: ("+xrange",))
     stage.begin().set("k", 1)
@@ -231,6 +237,7 @@ PROVOKED_BY = {
     events.EntriesRemoved: (crowd, {"evicted": 1, "expired": 0, "too_large": 0, "held": 2}),
     events.CommandFailed: (away, {"maybe_applied": False}),
     events.ForeignValueSeen: (foreign, {"key": "k", "reason": "not an envelope"}),
+    events.UnknownFormatSeen: (upgrade, {"what": "value", "count": 1}),
     events.RightsMissing: (limited, {"rights": ("+xrange",)}),
     events.InternalError: (bug, {"where": "subscriber", "error": "RuntimeError", "text": "a bug"}),
     events.EventsSuppressed: (storm, {"of": "load_failed", "count": 1}),

@@ -270,7 +270,7 @@ MUTATIONS = [
         (
             (
                 Session, "message",
-                ('held.distrust(f"{what}{error}")\n        sound = False', "sound = True"),
+                ("held.distrust(str(error))\n        sound = False", "sound = True"),
             ),
         ),
         "network", 2000,

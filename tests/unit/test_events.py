@@ -58,6 +58,7 @@ EXAMPLES = {
     "subscriber_connected": (events.SubscriberConnected, "info", {"server": "abc", "transport": "resp3", "away": 0.5}),
     "rights_missing": (events.RightsMissing, "error", {"rights": ("+xrange",)}),
     "subscriber_lost": (events.SubscriberLost, "warning", {"cause": "x", "retry_in": 0.5}),
+    "unknown_format": (events.UnknownFormatSeen, "warning", {"shard": 0, "what": "value", "reason": "x", "count": 1}),
     "foreign_value": (events.ForeignValueSeen, "warning", {"key": "k", "reason": "x"}),
     "internal_error": (events.InternalError, "error", {"where": "x", "error": "ValueError", "text": "x"}),
 }

@@ -396,7 +396,20 @@ def test_a_redacted_message_still_tells_how_many_keys_it_concerns(captured):
 def test_fields_with_keys_and_texts_are_known():
     # A new field of type str must be judged: does it hold a key, or the text of an error?
     known = KEY_FIELDS | QUOTING_FIELDS | {"text"}
-    harmless = {"old", "new", "outcome", "kind", "origin", "error", "server", "transport", "where", "of", "rights"}
+    harmless = {
+        "old",
+        "new",
+        "outcome",
+        "kind",
+        "origin",
+        "error",
+        "server",
+        "transport",
+        "where",
+        "of",
+        "rights",
+        "what",
+    }
     texts = {
         field.name
         for kind in events.catalogue()

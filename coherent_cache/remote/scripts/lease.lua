@@ -4,7 +4,8 @@
 -- and ARGV[5] what precedes the epoch and what follows the expiry in the lease's envelope; ARGV[6] seq of the value that
 -- is to be refreshed, '' for a load; ARGV[7] '1' if bytes of another program count as absent; ARGV[8] the schema.
 -- Answers {status, epoch, seq, floor, seconds, microseconds, value or '', milliseconds}: 'value' if there is one (not the
--- one that is to be refreshed), 'taken' if another lease lives, for so many milliseconds, 'leased', or 'foreign'.
+-- one that is to be refreshed), 'taken' if another lease lives, for so many milliseconds, 'leased', or 'foreign', with
+-- the first two bytes as the value if that is an envelope of another format.
 
 local clock = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'floor', 'config')
 if clock[4] and clock[4] ~= ARGV[1] then return redis.error_reply('CCMISMATCH ' .. clock[4]) end
@@ -16,7 +17,13 @@ local function answer(status, value, milliseconds)
 end
 
 local version, codec = live(KEYS[3], epoch, seq, floor)
-if not version and ARGV[7] ~= '1' then return answer('foreign') end
+if not version then
+  -- An envelope of a format that only newer releases know is never taken for absent: it is theirs.
+  local head = redis.pcall('GETRANGE', KEYS[3], 0, 1)
+  local newer = type(head) == 'string' and #head == 2 and string.byte(head) == 193 and string.byte(head, 2) ~= 1
+  if newer then return answer('foreign', head) end
+  if ARGV[7] ~= '1' then return answer('foreign') end
+end
 local place, value = 3, version and version > 0 and codec ~= 254 and redis.call('GET', KEYS[3])
 if value then
   -- By the envelope's own expiry, as every reader judges it.

@@ -48,6 +48,7 @@ from coherent_cache.wire import (
     encode_envelope,
     encode_message,
     encode_sync_reply,
+    newer_head,
 )
 
 EXPIRY_END: Final = 69
@@ -447,8 +448,9 @@ class Server:
     def _lease(self, data: ShardData, request: LeaseRequest, sent_at: float) -> LeaseReply:
         seq, codec = self._live(data, request.key)
         status, value, remaining_ms, refresh = LeaseStatus.LEASED, None, 0, False
-        if seq is None and not request.over_foreign:
-            status = LeaseStatus.FOREIGN
+        newer = newer_head(data.values[request.key].data) if seq is None else None
+        if seq is None and (newer or not request.over_foreign):
+            status, value = LeaseStatus.FOREIGN, newer
         elif seq and codec != CODE_LEASE:
             refresh = seq == request.version
             if not refresh:

@@ -229,17 +229,18 @@ class Shard:
                     return
                 tier, tokens = self.tier, self._tokens
                 forbidden = self._forbidden(token, now)
-                entries, alone = tier.entries, tokens.is_alone(token)
+                entries, alone, kept = tier.entries, tokens.is_alone(token), self.kept
                 # Whether the version alone can forbid an insertion: the common case of a bulk read.
-                simple = forbidden is None and not token.marks and not self._tag_floors and not self.kept.entries
+                simple = forbidden is None and not token.marks and not self._tag_floors and not kept.entries
                 if simple and alone and getattr(reply, "floor", -1) >= self._floor and tier.insert_new(items):
                     return
                 for key, seq, entry in items:
                     held = key in entries
                     if held:
                         tier.evict_older(key, seq)
-                    if seq <= reply.seq:  # an absence may be the end of its time, which is what a value is kept for
-                        self.kept.evict_older(key, seq)
+                    # An absence may be the end of its time, which is what a value is kept for.
+                    if kept.entries and seq <= reply.seq:
+                        kept.evict_older(key, seq)
                     if not alone:
                         tokens.mark(key, seq, but=token)
                     if entry is None:

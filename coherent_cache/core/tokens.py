@@ -51,7 +51,9 @@ class TokenTable:
 
     def is_alone(self, token: Token) -> bool:
         """Whether no other token than this one could be marked."""
-        return not self._single and self._bulk == [token]
+        if len(token.keys) > 1:
+            return not self._single and self._bulk == [token]
+        return not self._bulk and len(self._single) == 1 and list(self._single.values()) == [[token]]
 
     def register(self, keys: Collection[str], generation: int) -> Token:
         """Register a token for the keys of one command."""

@@ -340,12 +340,13 @@ def test_p7_a_token_is_released_once_and_for_all(bench):
 def test_p7_a_token_is_released_even_if_taking_in_fails(bench):
     token = bench.register("k")
 
-    def items():
-        yield "k", 9, make_entry("v", seq=9, size=1)
-        raise ZeroDivisionError
+    class Items(list):
+        def __iter__(self):
+            yield "k", 9, make_entry("v", seq=9, size=1)
+            raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        bench.shard.absorb(token, read_reply(), items(), now=NOW)
+        bench.shard.absorb(token, read_reply(), Items(), now=NOW)
     assert not bench.tokens()
 
 

@@ -204,10 +204,17 @@ def test_nobody_is_alone_in_a_table_without_it(table):
     assert not table.is_alone(token)
 
 
-def test_a_single_token_beside_another_is_not_alone(table):
+@pytest.mark.parametrize("keys", [("a",), ("b",), ("b", "c"), ("a", "b")])
+def test_a_single_token_beside_another_is_not_alone(table, keys):
     token = table.register(("a",), GENERATION)
-    table.register(("b",), GENERATION)
+    assert table.is_alone(token)
 
+    other = table.register(keys, GENERATION)
+    assert not table.is_alone(token)
+
+    table.release(other)
+    assert table.is_alone(token)
+    table.release(token)
     assert not table.is_alone(token)
 
 

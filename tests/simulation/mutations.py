@@ -271,6 +271,7 @@ MUTATIONS = [
             (
                 Session, "message",
                 ("held.distrust(str(error))\n        sound = False", "sound = True"),
+                ("held.distrust_newer(str(error), now)\n        sound = False", "sound = True"),
             ),
         ),
         "network", 2000,

@@ -75,14 +75,21 @@ class LoopRuntime:
 
     async def run(self, operation: Operation[T]) -> T:
         """Run an operation to its end: the driver of the generators."""
-        runtime = self._runtime
-        runtime.begin()
-        if self._end is None:
-            await self._await_end()
-        if not runtime.checked:
-            await self._io.execute(CHECK_NAMESPACE)
-            runtime.checked = True
+        await self._start()
+        if not self._runtime.checked:
+            await self._check_namespace()
         return await self._drive(operation)
+
+    async def _start(self) -> None:
+        self._runtime.begin()
+        if self._end is None:
+            # asyncio.run closes the asynchronous generators that its loop has begun.
+            self._end = self._until_end()
+            await anext(self._end)
+
+    async def _check_namespace(self) -> None:
+        await self._io.execute(CHECK_NAMESPACE)
+        self._runtime.checked = True
 
     async def _drive(self, operation: Operation[T]) -> T:
         runtime = self._runtime
@@ -170,7 +177,7 @@ class LoopRuntime:
                     requests = _throw(operation, error)
                     if requests is None:
                         return
-        except Exception:  # noqa: BLE001  # it has ended somehow; the interruption is what counts
+        except BaseException:  # noqa: BLE001  # it has ended, perhaps by the interruption: the caller is told
             return
         finally:
             operation.close()
@@ -229,7 +236,9 @@ class LoopRuntime:
             await self._drive(operation)
         except LoaderError:
             pass  # an event has told
-        except Exception as error:  # noqa: BLE001  # this task has nobody to tell it to
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001  # this task has nobody to tell it to
             events.emit(InternalError("background load", type(error).__name__, str(error)))
             events.drain()
 
@@ -250,10 +259,9 @@ class LoopRuntime:
     async def wait(self, predicate: Callable[[], bool], timeout: float) -> bool:  # noqa: ASYNC109  # as there
         """As :meth:`coherent_cache.runtime.Runtime.wait`."""
         runtime = self._runtime
-        runtime.begin()
+        await self._start()
         if not runtime.settings.local_enabled:
-            await self._io.execute(CHECK_NAMESPACE)
-            runtime.checked = True
+            await self._check_namespace()
             return True
         until = clock() + (timeout if runtime.started else 0.0)
         while True:
@@ -265,12 +273,8 @@ class LoopRuntime:
             if woken.now >= until:
                 return predicate()
 
-    async def _await_end(self) -> None:
-        """Have the connection closed when the loop ends: ``asyncio.run`` closes asynchronous generators then."""
-        self._end = self._until_end()
-        await anext(self._end)
-
     async def _until_end(self) -> AsyncGenerator[None, None]:
+        """Close the connection when this generator is closed: with the cache, or with the loop."""
         try:
             yield
         finally:

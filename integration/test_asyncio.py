@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import time
+import warnings
 
 import pytest
 import redis.asyncio
@@ -220,6 +222,21 @@ def test_the_connection_ends_with_its_loop(redis_server, make):
     for value in range(3):
         asyncio.run(cache.set("k", value))
         wait_until(lambda: connections(redis_server, cache) == [":subscriber"], PATIENCE, "that of the loop is closed")
+    asyncio.run(cache.close())
+
+
+def test_the_connection_of_a_loop_that_was_closed_without_ado_is_ended_by_the_next(redis_server, make):
+    cache = make(redis_server.url)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(cache.set("k", 1))
+    loop.close()
+    assert connections(redis_server, cache) == [":subscriber", "commands"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # asyncio's: the loop was closed over it
+        asyncio.run(cache.set("k", 2))
+        del loop
+        gc.collect()
+    wait_until(lambda: connections(redis_server, cache) == [":subscriber"], PATIENCE, "both are closed")
     asyncio.run(cache.close())
 
 

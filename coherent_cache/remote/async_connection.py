@@ -8,8 +8,10 @@ driven through redis-py: it answers at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
+import socket
 from collections import deque
 from typing import Any, Final, NamedTuple, Protocol
 from weakref import WeakSet
@@ -115,8 +117,7 @@ class StreamConnection(asyncio.Protocol):
         self._error: str | None = None
         self._retiring = False
         self._closed = self._loop.create_future()
-        sock = self._transport.get_extra_info("socket")
-        self._fd: int = sock.fileno()
+        self._fd: int = self._transport.get_extra_info("socket").fileno()
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
         self._transport.set_protocol(self)
@@ -184,7 +185,8 @@ class StreamConnection(asyncio.Protocol):
         self._poll.unregister(self._fd)
         if self._loop.is_closed():
             # Whoever closed it let go of nothing: at least the server is told.
-            self._transport.get_extra_info("socket").shutdown(2)
+            with contextlib.suppress(OSError, TypeError):  # perhaps it is closed; uvloop's cannot do that
+                self._transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
             return
         self._transport.abort()
         for answered, _, timer in self._exchanges:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -152,7 +153,8 @@ class AsyncIO(Exchange):
         """Close the connection; who waits for replies is told."""
         self._closed = True
         if self._attempt is not None:
-            self._attempt.cancel()
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                self._attempt.cancel()
         if self._connection is not None:
             self._connection.close()
 

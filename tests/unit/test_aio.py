@@ -320,6 +320,22 @@ async def test_close_cancels_loads_in_the_background_that_take_too_long(url):
 
 
 @on_loop
+async def test_what_ends_a_load_in_the_background_does_not_end_the_loop(url):
+    async def leave():
+        raise SystemExit
+
+    async with await ready(url) as cache:
+        seen = []
+        cache.on_event(seen.append)
+        await cache.set("k", "old", ttl=50)
+        assert await cache.get_or_set("k", leave, ttl=100, refresh_ahead=0.9) == "old"
+        while asyncio.all_tasks() != {asyncio.current_task()}:  # noqa: ASYNC110  # nothing tells
+            await asyncio.sleep(0)
+        assert [event.name for event in seen if event.name == "internal_error"] == ["internal_error"]
+        assert await cache.get_or_set("k", in_loop, ttl=100, refresh_ahead=0.9, throttle=0) == "old"
+
+
+@on_loop
 async def test_too_many_loads_in_the_background_are_done_in_the_foreground(url, monkeypatch):
     monkeypatch.setattr("coherent_cache.loop_runtime.MAX_BACKGROUND", 0)
     async with await ready(url) as cache:

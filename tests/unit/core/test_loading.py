@@ -252,6 +252,22 @@ def test_followers_get_the_loaders_error(world):
     assert caught.value is error
 
 
+def test_a_follower_that_is_interrupted_is_forgotten(world):
+    a, _ = world
+    leader = until(load(a, "v"), LoadRequest)
+    flight = a.instance.flights._flights["k"]
+    followers = (
+        until(load(a, "mine"), WaitRequest),
+        until(many(a, lambda keys: dict.fromkeys(keys, 1), "k", "l"), WaitRequest),
+    )
+    assert len(flight.waiters) == 2
+    for follower in followers:
+        with pytest.raises(KeyboardInterrupt):
+            follower.fail(KeyboardInterrupt())
+    assert not flight.waiters
+    assert leader.run().value == "v"
+
+
 # --- in the fleet -----------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,8 @@ from coherent_cache.core.requests import (
     Condition,
     DeleteRequest,
     FloorRequest,
+    Loaded,
+    LoadRequest,
     ReadRequest,
     StoreRequest,
     TouchRequest,
@@ -1377,6 +1379,24 @@ def test_update_changes_what_is_there(world):
     assert a.hit("k") == 2
     assert a.held("k").tags == ("t",)
     assert a.update("x", lambda value: value + 1, default=10).run() == 11
+
+
+def test_update_has_the_front_await_what_is_awaitable(world):
+    a, b = world
+    b.set("k", 1)
+
+    async def increment(value):
+        return value + 1
+
+    update = a.update("k", increment).finish()
+    (request,) = update.requests
+    assert isinstance(request, LoadRequest)
+    assert (request.leases, request.flights) == ((), ())
+    with pytest.raises(StopIteration) as stop:
+        request.load().send(None)
+    update.answer(Loaded(stop.value.value))
+    assert update.run() == 2
+    assert a.hit("k") == 2
 
 
 def test_update_tries_again_if_another_was_faster(world):

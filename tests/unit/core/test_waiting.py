@@ -72,6 +72,19 @@ def test_who_attends_a_flight_that_has_ended_does_not_wait(flights):
     assert flight.nothing
 
 
+def test_who_leaves_a_flight_is_forgotten(flights):
+    flight, _, _ = flights.join("k", "a loop")
+    _, first, _ = flights.join("k", "another")
+    _, second, _ = flights.join("k")
+    assert flight.home == "a loop", "of who leads it"
+    for _ in range(2):
+        flights.leave(flight, first)
+        assert list(flight.waiters) == [second]
+    flights.end(flight)
+    assert (first.woken, second.woken) == (False, True)
+    flights.leave(flight, second)
+
+
 def test_one_refresh_at_a_time_and_none_before_its_moment(flights):
     assert flights.claim_refresh("k", 10.0)
     assert not flights.claim_refresh("k", 10.0)

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from coherent_cache.keys import check_key
 from coherent_cache.runtime import clock
 
 if TYPE_CHECKING:
     from coherent_cache.core.auditing import AuditReport
+    from coherent_cache.core.explaining import Explanation
     from coherent_cache.core.overview import FleetStatus
     from coherent_cache.runtime import Runtime
 
@@ -72,3 +74,22 @@ class Observing:
             settings = runtime.settings
             audit = Audit(inquiry, namespace=settings.namespace, shards=settings.shards, clock=clock, sleep=sleep)
             return audit.run(wanted, sample)
+
+    def explain(self, key: str) -> Explanation:
+        """Return all that is known of a key, in Redis and on every instance, and why the next read does what it does.
+
+        Args:
+            key: the key.
+
+        Raises:
+            InvalidKey: before anything is sent.
+            CacheUnavailable: Redis is away or refused.
+            NamespaceMismatch: the namespace was created with other settings.
+        """
+        from coherent_cache.explainer import explain  # noqa: PLC0415  # as above
+
+        runtime = self._runtime
+        check_key(key)
+        with runtime.inquiry() as inquiry:
+            settings = runtime.settings
+            return explain(inquiry, key, namespace=settings.namespace, server=runtime.server, shards=settings.shards)

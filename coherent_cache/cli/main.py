@@ -18,7 +18,20 @@ from types import FrameType
 from typing import Final, NoReturn, Protocol
 
 from coherent_cache.__about__ import __version__
-from coherent_cache.cli import audit, clear, delete, demo, exporter, get, serve_embedded, stats, tail, top
+from coherent_cache.cli import (
+    audit,
+    clear,
+    delete,
+    demo,
+    doctor,
+    explain,
+    exporter,
+    get,
+    serve_embedded,
+    stats,
+    tail,
+    top,
+)
 from coherent_cache.cli import set as set_
 from coherent_cache.cli.common import (
     EXIT_NO_REDIS,
@@ -55,6 +68,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "delete": delete,
     "clear": clear,
     "audit": audit,
+    "explain": explain,
+    "doctor": doctor,
     "stats": stats,
     "top": top,
     "tail": tail,

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
@@ -28,7 +28,7 @@ from coherent_cache.core.requests import MembersReply, MembersRequest
 from coherent_cache.core.stored import Snapshot, judge
 from coherent_cache.errors import CacheUnavailable, CoherentCacheError
 from coherent_cache.keys import shard_names
-from coherent_cache.remote.connection import ReplyError, pack
+from coherent_cache.remote.connection import ConnectionLost, ReplyError, connect, pack
 from coherent_cache.remote.link import Link, LinkLost, open_link
 from coherent_cache.remote.scripts import PlainCall, ScriptCall, Scripts
 from coherent_cache.remote.sync_io import ConnectionPool, SyncIO
@@ -134,7 +134,7 @@ class Inquiry:
             except WireError:
                 damaged += 1
         silent = tuple([each.name for each in alive if each.name not in reports])
-        exists = bool(members.members) or bool(self.command("EXISTS", names.clock))
+        exists = bool(members.members) or self.command("HGET", names.clock, "epoch") is not None
         return Fleet(exists, reports, silent, damaged)
 
     def _members(self) -> MembersReply:
@@ -171,7 +171,6 @@ class Inquiry:
             link = self._connected()
             link.send(pack((b"SUBSCRIBE", channel)))
             answers, asked, damaged = self._collect(link, question, channel, self._clock() + timeout)
-            link.send(pack((b"UNSUBSCRIBE", channel)))
         except (LinkLost, redis.RedisError, OSError) as error:
             self.close()
             raise CacheUnavailable(f"cannot listen at Redis at {self._endpoint.description}: {error}") from error
@@ -231,30 +230,59 @@ class Inquiry:
         return left / 1000 if left >= 0 else None
 
     def log(self, shard: int, *, down_to: int = 0, most: int = LOG_PIECE) -> list[Message]:
-        """Return the latest messages of a shard's log that can be understood, newest first.
+        """Return messages of a shard's log that can be understood, newest first.
 
         Args:
             shard: number of the shard.
-            down_to: seq below which messages do not matter.
-            most: how many at most.
+            down_to: seq of the first of them.
+            most: how many at most, from there on.
 
         Raises:
             CacheUnavailable: Redis is away or refused.
         """
         messages: list[Message] = []
-        end = b"+"
         while len(messages) < most:
             count = min(LOG_PIECE, most - len(messages))
-            raw = self.command("XREVRANGE", self._scripts.names[shard].log, end, b"%d-0" % down_to, "COUNT", count)
+            raw = self.command("XRANGE", self._scripts.names[shard].log, b"%d-0" % down_to, "+", "COUNT", count)
             for _, fields in raw:
-                try:
+                with suppress(WireError, IndexError):
                     messages.append(decode_message(fields[1]))
-                except (WireError, IndexError):
-                    return messages
-            if len(raw) < count or messages[-1].seq <= down_to:
+            if len(raw) < count:
                 break
-            end = b"%d-0" % (messages[-1].seq - 1)
-        return messages
+            down_to = int(raw[-1][0].partition(b"-")[0]) + 1
+        return messages[::-1]
+
+    def lacking_rights(self, user: str | None = None) -> tuple[str, ...] | None:
+        """Return the rights that a user lacks in this namespace, as ACL SETUSER takes them; None if nobody tells.
+
+        Args:
+            user: the user, which takes ACL DRYRUN; None for this connection's own.
+
+        Raises:
+            CacheUnavailable: Redis is away.
+        """
+        rights = self._scripts.rights
+        if user is None:
+            try:
+                connection = connect(self._endpoint, name=self._name)
+                try:
+                    (begun,) = connection.exchange(rights.begin, 1)
+                    if isinstance(begun, ReplyError):
+                        return None
+                    return rights.lacking(connection.exchange(rights.question, rights.replies))
+                finally:
+                    connection.close()
+            except (ConnectionLost, redis.RedisError, OSError) as error:
+                raise CacheUnavailable(f"cannot ask Redis at {self._endpoint.description}: {error}") from error
+        found: dict[str, None] = {}
+        for name, words in rights.commands.items():
+            answer = self.try_command("ACL", "DRYRUN", user, *words)
+            if isinstance(answer, ReplyError):
+                return None
+            if answer != b"OK":
+                text = answer.decode("utf-8", "replace") if isinstance(answer, bytes) else ""
+                found |= dict.fromkeys(rights.named(text) or (f"+{name}",))
+        return tuple(found)
 
     # -- anything else ---------------------------------------------------------------------------------------------
 

@@ -74,6 +74,8 @@ class Rights:
             ("eval", ("EVAL", "", 0)), ("evalsha", ("EVALSHA", "0" * 40, 0)),
             ("publish", ("PUBLISH", receipts, "")), ("subscribe", ("SUBSCRIBE", names.channel)),
         )  # fmt: skip
+        self.commands = dict(self._asked)
+        """Every command that is needed, in the namespace, by the name of its right."""
         self.begin = pack(("MULTI",))
         """What to send first, and alone: if it is refused, what follows would be executed."""
         self.question = b"".join(pack(command) for _, command in self._asked)

@@ -13,12 +13,14 @@ import pytest
 from rich.console import Console
 
 from coherent_cache import CacheUnavailable, CoherentCache
-from coherent_cache.cli import audit, fleet_table, top
+from coherent_cache.cli import audit, explain, fleet_table, top
 from coherent_cache.cli import main as cli
 from coherent_cache.cli.fleet_table import SORTS, document, matches, plain, remarks, rows_of
 from coherent_cache.core.auditing import AuditReport, Offender
+from coherent_cache.core.explaining import Explanation, Held, KeyOnInstance, Next
 from coherent_cache.core.overview import FleetStatus
-from coherent_cache.core.questions import InstanceReport
+from coherent_cache.core.questions import InstanceReport, ShardFacts
+from coherent_cache.core.stored import Presence, Snapshot, Stored
 
 PATIENCE = 20.0
 
@@ -285,3 +287,43 @@ def test_an_audit_that_found_something_says_what():
     assert "  web-1 holds 'a' at version 5; Redis does not have that version" in lines
     assert lines[-2] == "    it has had no message about this key lately"
     assert lines[-1] == "NOT COHERENT: 2 entries were outdated for more than 5.55 s"
+
+
+# -- explain -----------------------------------------------------------------------------------------------------------
+
+
+def test_explain(shop):
+    code, out, err = shop("explain", "a")
+    assert (code, err) == (0, "")
+    heading, redis, *_, last = out.splitlines()
+    assert heading.startswith("a in shop at memory://")
+    assert redis.startswith("Redis has version 1, for ")
+    assert "set at version 1 by web-1" in last
+
+
+def test_explain_says_what_is_known(shop):
+    message = {
+        "seconds_ago": 1.0, "kind": "tag", "seq": 3, "origin": "web-2", "certain": False, "names": 2, "applied": True,
+    }  # fmt: skip
+    there = Stored("a", Presence.VALUE, 5, 5, 9.0)
+    facts = ShardFacts(0, "coherent", True, b"e", 5, 0.1, "run", 5.0)
+    instance = KeyOnInstance(
+        "web-1", "web-1:aa", facts, Held(5, 9.0, ("t",)), Held(4, 90.0, ()), 2, False, (message,), Next.LOCAL, "why"
+    )
+    explanation = Explanation(
+        namespace="shop", server="here", key="a", shard=0, snapshot=Snapshot(0, b"e", 7, 2, 0, "run", (there,)),
+        refresh=3.0, log=(), instances=(instance,), unanswered=("web-9:bb",),
+    )  # fmt: skip
+
+    assert explain._lines(explanation) == [
+        "a in shop at here, shard 0 at version 7, cleared at version 2",
+        "Redis has version 5, for 9.0 s more",
+        "  somebody is refreshing it, with a lease for 3.0 s more",
+        "  the log has no message about it",
+        "web-1 (coherent): the next read is served from there: why",
+        "  tags: t",
+        "  a last known value is kept for fail_safe, version 4",
+        "  2 commands are under way that may bring a value",
+        "    1.0 s ago: tag at version 3 by web-2 (of 2 names; perhaps not of this key)",
+        "not answered: web-9:bb",
+    ]

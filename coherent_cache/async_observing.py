@@ -11,6 +11,7 @@ from coherent_cache.observing import Observing
 
 if TYPE_CHECKING:
     from coherent_cache.core.auditing import AuditReport
+    from coherent_cache.core.explaining import Explanation
     from coherent_cache.core.overview import FleetStatus
     from coherent_cache.runtime import Runtime
 
@@ -33,6 +34,10 @@ class AsyncObserving:
     ) -> AuditReport:
         """See :meth:`CoherentCache.audit`. ``sleep`` is called in the thread."""
         return await asyncio.to_thread(self._blocking().audit, keys, sample=sample, sleep=sleep)
+
+    async def explain(self, key: str) -> Explanation:
+        """See :meth:`CoherentCache.explain`."""
+        return await asyncio.to_thread(self._blocking().explain, key)
 
     def _blocking(self) -> Observing:
         blocking = Observing()

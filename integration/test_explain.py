@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
-from coherent_cache import CoherentCache, InvalidKey
+from coherent_cache import AsyncCoherentCache, CoherentCache, InvalidKey
 from coherent_cache.cli import main as cli
 from coherent_cache.core.explaining import Next
 from coherent_cache.core.stored import Presence
@@ -104,3 +105,15 @@ def test_on_the_command_line(make, redis_server, namespace, capsys):
     assert "nothing is there" in capsys.readouterr().err
     assert cli.main(["explain", "", *arguments]) == 2
     assert cli.main(["explain", "k", "--url", "redis://127.0.0.1:1", "--namespace", "n"]) == 3
+
+
+def test_on_an_event_loop(redis_server, namespace):
+    async def main():
+        async with AsyncCoherentCache(redis_server.url, namespace=namespace, instance_id="one") as cache:
+            assert await cache.wait_ready(PATIENCE)
+            version = await cache.set("k", 1)
+            return version, await cache.explain("k")
+
+    version, found = asyncio.run(main())
+    assert found.stored.seq == version.seq
+    assert [(each.instance, each.next) for each in found.instances] == [("one", Next.LOCAL)]

@@ -17,7 +17,7 @@ from coherent_cache.logs import DEBUG_LINES_PER_WINDOW, LOGGER_NAME, EventLog
 from coherent_cache.wire import Kind, Message, decode_message, encode_message
 
 QUESTION: Final = "events"
-WRITES: Final = 100
+WRITES: Final = 25
 LINES: Final = DEBUG_LINES_PER_WINDOW
 LIMIT: Final = 1.03
 """Most that events at INFO may add to a write."""
@@ -63,7 +63,7 @@ def writes(bench: Bench) -> list[Row]:
         }
         taken: dict[str, list[float]] = {name: [] for name in caches}
         names = list(caches)
-        for number in range(bench.times(400, 30)):
+        for number in range(bench.times(1200, 80)):
             for name in names[number % 3 :] + names[: number % 3]:
                 taken[name].append(timed(caches[name], name))
         rows.append(

@@ -31,7 +31,7 @@ PAUSE = 0.05  # seconds
 LONGEST_TTL = 2.0  # seconds, of values that are to expire
 SAMPLE = 0.25  # seconds between two samples
 END_TIMEOUT = 60.0  # seconds until the others must have stopped too
-QUIET_EVENTS = ("invalidation", "fill_refused")  # too many to be noted one by one
+QUIET_EVENTS = ("invalidation", "fill_refused", "write_published", "lease_taken")  # too many to be noted one by one
 COUNTERS = (
     "hits", "misses", "redis_hits", "size", "fills_refused", "resyncs", "replays", "flushes", "errors",
     "invalidations_received", "invalidations_applied", "expirations",

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 
+from coherent_cache.aio import AsyncCoherentCache
 from coherent_cache.cache import CoherentCache
 from coherent_cache.testing.simulation.calls import Call
 
@@ -15,7 +16,13 @@ READS = {
 }
 
 
-@pytest.mark.parametrize("function", [CoherentCache.get, CoherentCache._local_entry])
+@pytest.mark.parametrize(
+    "function",
+    [
+        CoherentCache.get, CoherentCache.get_or_set, CoherentCache._local_entry,
+        AsyncCoherentCache.get, AsyncCoherentCache.get_or_set,
+    ],
+)  # fmt: skip
 def test_the_front_hits_in_the_simulated_order(function):
     text = inspect.getsource(function).split('"""')[2]
     places = {read: min(text.find(form) for form in forms if form in text) for read, forms in READS.items()}

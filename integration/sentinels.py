@@ -138,6 +138,12 @@ class SentinelTopology:
 
         wait_until(settled, SETTLE, "sentinels and replicas have found each other", interval=0.1)
 
+    def copied(self) -> bool:
+        """Whether the replicas have received what the master has sent."""
+        info = self.master().info("replication")
+        copies = [value["offset"] for name, value in info.items() if name.startswith("slave") and name[5:].isdigit()]
+        return bool(copies) and min(copies) >= info["master_repl_offset"]
+
     @contextlib.contextmanager
     def failover(self, heard_of_by: Sequence[SentinelServer] = ()) -> Iterator[Switch]:
         """Give what notes when a sentinel, one of those given or any, switches to another master."""

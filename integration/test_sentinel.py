@@ -166,7 +166,7 @@ def test_an_old_master_that_still_answers(topology, make):
     old, old_id = topology.master(), server_of(cache)
     direct = make(old.url, local_enabled=False)
     cache.set("a", "before")
-    cache.get("a")
+    wait_until(topology.copied, PATIENCE, "the replicas have it")
     # The new master is chosen while the old one does not answer; then it goes on, and takes writes, until it is told.
     with topology.failover() as switch:
         os.kill(old.pid, signal.SIGSTOP)

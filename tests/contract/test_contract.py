@@ -519,7 +519,7 @@ def test_foreign_values_raise_or_miss(make):
     cache.set("k", 1)
     connection = cache._runtime._pool.acquire()
     name = cache._runtime._io._scripts.names[0].value(b"k")
-    for raw in (b"somebody else's", b"\xc1\x01damaged", b"\xc1\x09of a newer release"):
+    for raw in (b"somebody else's", b"\xc1\x01damaged", b"\xc1"):
         command = b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(name), name, len(raw), raw)
         assert connection.exchange(command, 1) == [b"OK"]
         cache.clear_local()

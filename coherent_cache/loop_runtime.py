@@ -38,6 +38,7 @@ from coherent_cache.core.requests import (
     WaitRequest,
     Woken,
 )
+from coherent_cache.errors import CacheUnavailable
 from coherent_cache.events import InternalError
 from coherent_cache.loads import MAX_BACKGROUND, in_no_loader
 from coherent_cache.runtime import CHECK_NAMESPACE, Runtime, clock
@@ -52,11 +53,10 @@ class LoopRuntime:
     def __init__(self, runtime: Runtime) -> None:
         """Attach the running event loop to a cache's runtime; nothing is connected yet.
 
+        If the cache is closed, every operation is told so when it wants something of Redis.
+
         Args:
             runtime: the cache in this process.
-
-        Raises:
-            CacheUnavailable: the cache is closed.
         """
         self._runtime = runtime
         self._loop = asyncio.get_running_loop()
@@ -66,7 +66,10 @@ class LoopRuntime:
         self._end: AsyncGenerator[None, None] | None = None
         self._ended = False
         self._closing: asyncio.Task[None] | None = None
-        runtime.attach(self)
+        try:
+            runtime.attach(self)
+        except CacheUnavailable:
+            self._io.close()
 
     @property
     def ended(self) -> bool:
@@ -259,6 +262,7 @@ class LoopRuntime:
     async def wait(self, predicate: Callable[[], bool], timeout: float) -> bool:  # noqa: ASYNC109  # as there
         """As :meth:`coherent_cache.runtime.Runtime.wait`."""
         runtime = self._runtime
+        runtime.start()
         await self._start()
         if not runtime.settings.local_enabled:
             await self._check_namespace()

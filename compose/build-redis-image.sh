@@ -6,8 +6,8 @@ usage() {
   cat <<'TEXT'
 Usage: compose/build-redis-image.sh [--tag NAME] [--help]
 
-Packs the installed redis-server, redis-cli if there is one, and the shared libraries that ldd names into a container
-image, with "docker import". No image registry is needed. The image has no shell.
+Packs the installed redis-server, redis-cli if there is one, sh, and the shared libraries that ldd names into a container
+image, with "docker import". No image registry is needed. The image has no other programs.
 
   --tag NAME   name of the image (default: coherent-cache-redis:local, which the integration tests look for)
   --help       this text
@@ -56,7 +56,8 @@ chmod 755 "$root"
 
 # A binary keeps its name: redis-server behaves as another tool when it is called by another tool's name.
 install -D -m 755 "$server" "$root/usr/bin/redis-server"
-packed=("$server")
+packed=("$server" "$(command -v sh)") # the shell writes a sentinel's configuration
+install -D -m 755 "${packed[1]}" "$root/usr/bin/sh"
 if cli=$(command -v redis-cli); then
   install -D -m 755 "$cli" "$root/usr/bin/redis-cli"
   packed+=("$cli")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,9 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from coherent_cache.config import Settings
+from coherent_cache.remote.topology import resolve
+
 COMPOSE = Path(__file__).parents[2] / "compose"
 TEXT = (COMPOSE / "compose.yaml").read_text("utf-8")
-SERVICES = re.findall(r"^  ([\w-]+):", TEXT.partition("\nservices:\n")[2], re.MULTILINE)
+SENTINEL = (COMPOSE / "compose.sentinel.yaml").read_text("utf-8")
+
+
+def services(text):
+    """Return what the services are called, and the text of each."""
+    _, *parts = re.split(r"^  ([\w-]+):", re.split(r"^\w+:\n", text, flags=re.MULTILINE)[1], flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+SERVICES = list(services(TEXT))
 
 
 @pytest.fixture
@@ -46,6 +59,30 @@ def test_prometheus_asks_everybody_who_has_metrics():
     assert "audit" in SERVICES
     assert '"--port", "9793"' in TEXT
     assert "METRICS_PORT = 9100" in (COMPOSE / "app/shop.py").read_text("utf-8")
+
+
+def test_all_programs_ask_the_sentinels_that_there_are():
+    parts = services(SENTINEL)
+    programs = {name for name, text in services(TEXT).items() if re.search(r"\*(program|worker)\b", text)}
+    assert {name for name, text in parts.items() if "*program" in text} == programs != set()
+    sentinels = [name for name, text in parts.items() if "*sentinel" in text]
+    (url,) = re.findall(r"COHERENT_CACHE_URL: (\S+)", SENTINEL)
+    assert resolve(url, Settings(namespace="shop")).sentinels.addresses == tuple((name, 26379) for name in sentinels)
+    assert re.findall(r"(sentinel-\d): .*ready", SENTINEL) == sentinels
+    assert len(sentinels) == 3
+
+
+def test_sentinels_and_replicas_begin_with_the_master_that_there_is():
+    addresses = {name: re.findall(r"ipv4_address: (\S+)", text) for name, text in services(SENTINEL).items()}
+    given = [address for (address,) in filter(None, addresses.values())]
+    assert len(set(given)) == len(given) == 6
+    begun_with = re.findall(r'(?:--replicaof", "|sentinel monitor shop )([\d.]+)', SENTINEL)
+    assert begun_with == addresses["redis"] * 2
+
+
+def test_replicas_have_the_options_of_the_master():
+    master, replica = (re.search(r'command: (\["redis-server".*?\])', text, re.DOTALL)[1] for text in (TEXT, SENTINEL))
+    assert json.loads(replica)[:-3] == json.loads(master)
 
 
 def test_what_grafana_is_given_exists():

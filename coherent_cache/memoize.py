@@ -86,6 +86,7 @@ class Memoized(Generic[P]):
             ConfigError: the function cannot be cached like that.
         """
         check_function(function, needs_name=key is None, coroutines=self.coroutines)
+        update_wrapper(cast("Callable[P, Any]", self), function)  # first: it takes over the function's attributes
         self._cache = cache
         self._function = function
         self._options = options
@@ -93,7 +94,6 @@ class Memoized(Generic[P]):
         arguments = Arguments(name, inspect.signature(function))
         self._make_key = _key_maker(key, arguments, _names("ignore", ignore))
         self._make_tags = _tags_maker(tags, arguments)
-        update_wrapper(cast("Callable[P, Any]", self), function)
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key of the result for these arguments.
@@ -234,9 +234,9 @@ class AsyncBound(Generic[P, R]):
     """A cached coroutine method of one instance: see :class:`AsyncCached`."""
 
     def __init__(self, cached: AsyncCached[Any, R], instance: object) -> None:
+        update_wrapper(self, cached)  # first: it takes over the attributes
         self._cached = cached
         self._instance = instance
-        update_wrapper(self, cached)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """See :class:`AsyncCached`."""
@@ -264,9 +264,9 @@ class Bound(Generic[P, R]):
     """A cached method of one instance: see :class:`Cached`."""
 
     def __init__(self, cached: Cached[Any, R], instance: object) -> None:
+        update_wrapper(self, cached)  # first: it takes over the attributes
         self._cached = cached
         self._instance = instance
-        update_wrapper(self, cached)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """See :class:`Cached`."""

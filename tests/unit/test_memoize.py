@@ -317,3 +317,26 @@ def test_a_decorated_function_is_judged_by_the_innermost(cached):
 
 def test_super_is_no_variable_of_a_function_around(cached):
     assert cached(ignore=["self"])(Child.name).__get__(Child())() == "parent"
+
+
+def test_attributes_of_the_function_are_taken_over_and_hide_none_of_the_wrappers_own(front, cached):
+    class Shop:
+        def price(self, product):
+            return product
+
+        price.unit = "EUR"
+        price._options = price._cache = price._instance = price._cached = None
+        price = cached(key="{product}")(price)
+
+    assert Shop.price.unit == Shop().price.unit == "EUR"
+    assert Shop().price("tea") == "tea"
+    assert front.values == {"tea": "tea"}
+
+
+def test_a_cached_function_may_be_cached_once_more(front, cached):
+    outer = Front()
+    inner = cached(ttl=2)(price)
+    function = Cached(outer, inner, key="outer:{product}", tags=("outer",), ignore=(), options={"ttl": 1})
+    assert function("tea") == price("tea")
+    assert (list(outer.values), outer.asked) == (["outer:tea"], [{"tags": ("outer",), "ttl": 1}])
+    assert (list(front.values), front.asked) == ([inner.key("tea")], [{"tags": (), "ttl": 2}])

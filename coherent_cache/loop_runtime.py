@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
+from functools import partial
 from math import inf
 from typing import Any, Final
 
@@ -63,6 +64,7 @@ class LoopRuntime:
         self._io = runtime.asynchronous()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loads: set[asyncio.Task[Any]] = set()
+        self._unbegun: set[Operation[Any]] = set()
         self._end: AsyncGenerator[None, None] | None = None
         self._ended = False
         self._closing: asyncio.Task[None] | None = None
@@ -227,12 +229,24 @@ class LoopRuntime:
         """Run an operation in the background; its errors are told as events. False if there are too many."""
         if self._runtime.closed or len(self._loads) >= MAX_BACKGROUND:
             return False
+        self._unbegun.add(operation)
         load = self._begin(self._run_alone(operation), in_no_loader())
         self._loads.add(load)
-        load.add_done_callback(self._loads.discard)
+        load.add_done_callback(partial(self._loaded, operation))
         return True
 
+    def _loaded(self, operation: Operation[Any], load: asyncio.Task[None]) -> None:
+        self._loads.discard(load)
+        if operation in self._unbegun:  # cancelled before its first step, as at the end of the loop
+            self._unbegun.discard(operation)
+            # Its flight, or its claim, is ended by what was begun alone.
+            with contextlib.suppress(Exception):
+                next(operation)
+                _throw(operation, asyncio.CancelledError())
+            operation.close()
+
     async def _run_alone(self, operation: Operation[Any]) -> None:
+        self._unbegun.discard(operation)
         # Whoever began it has passed the checks. If another one refused it here, its flight would never end.
         events = self._runtime.events
         try:

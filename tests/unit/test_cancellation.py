@@ -11,6 +11,7 @@ import asyncio
 import secrets
 from collections.abc import Generator
 from functools import partial
+from math import inf
 
 import pytest
 
@@ -339,3 +340,31 @@ def test_the_end_of_the_loop_cancels_a_load_that_gives_its_lease_up():
             assert await peer.get_or_set("k", lambda: "mine") == "mine"
 
     asyncio.run(take_over())
+
+
+@pytest.mark.parametrize("options", [{"hard_timeout": PATIENCE}, {"ttl": 60, "refresh_ahead": 0.9}])
+def test_a_load_in_the_background_that_is_cancelled_before_its_first_step_ends(options):
+    """As the end of the loop does it to one that was spawned in the last turn."""
+
+    async def body(cache, _):
+        if "ttl" in options:
+            await cache.set("k", "old", ttl=30)
+        (on_loop,) = cache._loops.values()
+        spawn, spawned = on_loop.spawn, []
+
+        def cancelled_at_once(operation):
+            spawned.append(spawn(operation))
+            for load in on_loop._loads:
+                load.cancel()
+            return spawned[-1]
+
+        on_loop.spawn = cancelled_at_once
+        await asyncio.gather(cache.get_or_set("k", load_slowly, **options), return_exceptions=True)
+        assert spawned == [True]
+        await nothing_is_left(cache)
+        assert inf not in cache._runtime.instance.flights._refreshes.values()
+        on_loop.spawn = spawn
+        await cache.delete("k")
+        assert await cache.get_or_set("k", load_slowly) == "loaded"
+
+    run_with_peer(body)

@@ -24,9 +24,15 @@ from coherent_cache.remote.topology import Endpoint, may_not_ask
 
 
 class AsyncConnection(Protocol):
-    """A connection for the commands of one event loop."""
+    """A connection for the commands of one event loop.
+
+    Attributes:
+        server: run id of the server that it leads to.
+        users: how many tasks have not sent yet all that they have to send on it; counted by who lends it.
+    """
 
     server: str
+    users: int
 
     async def exchange(self, packed: bytes, replies: int) -> list[Any]:
         """Send packed commands, return that many replies; error replies are returned as :class:`ReplyError`.
@@ -106,6 +112,7 @@ class StreamConnection(asyncio.Protocol):
             timeout: seconds to wait for replies.
         """
         self.server = server
+        self.users = 0
         self._timeout = timeout
         self._writer: asyncio.StreamWriter = connection._writer  # noqa: SLF001  # kept: it closes what nobody keeps
         connection._writer = connection._reader = None  # noqa: SLF001
@@ -126,7 +133,7 @@ class StreamConnection(asyncio.Protocol):
     async def exchange(self, packed: bytes, replies: int) -> list[Any]:
         """Send packed commands, return that many replies; see :class:`AsyncConnection`."""
         if self._error is not None:
-            raise ConnectionLost(self._error)
+            raise ConnectionLost(self._error, sent=False)
         answered: asyncio.Future[list[Any]] = self._loop.create_future()
         timer = self._loop.call_later(self._timeout, self._end, "no answer in time")
         self._exchanges.append(_Exchange(answered, replies, timer))
@@ -228,13 +235,14 @@ class MemoryConnection:
     def __init__(self, driven: DrivenConnection) -> None:
         """Take over a connected connection."""
         self.server = driven.server
+        self.users = 0
         self._driven = driven
         self._error: str | None = None
 
     async def exchange(self, packed: bytes, replies: int) -> list[Any]:
         """Send packed commands, return that many replies; see :class:`AsyncConnection`."""
         if self._error is not None:
-            raise ConnectionLost(self._error)
+            raise ConnectionLost(self._error, sent=False)
         answers = self._driven.exchange(packed, replies)
         await asyncio.sleep(0)
         return answers

@@ -53,6 +53,7 @@ class AsyncIO(Exchange):
         self._server = server
         self._connection: AsyncConnection | None = None
         self._attempt: asyncio.Task[AsyncConnection | Exception] | None = None
+        self._waiting = 0
         self._closed = False
 
     async def execute(self, requests: Sequence[Request]) -> list[Reply]:
@@ -96,6 +97,8 @@ class AsyncIO(Exchange):
         connection = self._connection
         if connection is None or not connection.is_usable() or self._server() not in (None, connection.server):
             connection = await self._connect()
+        connection.users += 1
+        sent = False
         try:
             sent_at = self._clock()
             if len(calls) == 1:
@@ -104,12 +107,17 @@ class AsyncIO(Exchange):
                 packed = b"".join([call.packed for call in calls])
                 replies = iter(await connection.exchange(packed, sum(call.replies for call in calls)))
                 answers = [[next(replies) for _ in range(call.replies)] for call in calls]
+            sent = True
             for at, call in enumerate(calls):
                 text = packed_again(call, answers[at])
                 if text is not None:
                     answers[at] = await connection.exchange(text, 1)
         except ConnectionLost as error:
-            raise self._lost(error, writes=writes) from error
+            raise self._lost(error, writes=writes and (sent or error.sent)) from error
+        finally:
+            connection.users -= 1
+            if not connection.users and connection is not self._connection:
+                connection.retire()
         return answers, connection.server, sent_at
 
     async def _connect(self) -> AsyncConnection:
@@ -120,29 +128,47 @@ class AsyncIO(Exchange):
         """
         if self._closed:
             raise CacheUnavailable("the cache is closed")
-        if self._attempt is None:
-            self._attempt = asyncio.get_running_loop().create_task(self._try(), name=f"{self._name}:connect")
-        # Who is cancelled here does not end the attempt of the others.
-        connection = await asyncio.shield(self._attempt)
+        attempt = self._attempt
+        if attempt is None:
+            attempt = asyncio.get_running_loop().create_task(self._try(), name=f"{self._name}:connect")
+            attempt.add_done_callback(self._forget)
+            self._attempt = attempt
+        self._waiting += 1
+        try:
+            # Who is cancelled here does not end the attempt of the others, and its end is no cancellation of theirs.
+            if not attempt.done():
+                await asyncio.wait([attempt])
+        finally:
+            self._waiting -= 1
+            self._forget(attempt)
+        if attempt.cancelled():
+            raise CacheUnavailable("the cache is closed" if self._closed else "connecting was cancelled")
+        connection = attempt.result()
         if isinstance(connection, Exception):
             raise no_connection(self._endpoint, self._scripts.rights, connection) from connection
         return connection
 
+    def _forget(self, attempt: asyncio.Task[Any]) -> None:
+        """Let the next one who needs a connection try anew.
+
+        Not before all who waited have got what the attempt made: nobody replaces a connection that others were given
+        and have not used yet.
+        """
+        if self._attempt is attempt and attempt.done() and not self._waiting:
+            self._attempt = None
+
     async def _try(self) -> AsyncConnection | Exception:
         """Replace the connection; return why it cannot be."""
+        old, self._connection = self._connection, None
+        if old is not None:
+            if not old.is_usable():
+                old.close()
+            elif not old.users:  # otherwise the last of them does it
+                old.retire()
         try:
-            if self._connection is not None:
-                self._connection.retire()
-                self._connection = None
             connection = await connect(self._endpoint, name=self._name)
         except (redis.RedisError, OSError) as error:
             return error
-        except asyncio.CancelledError:
-            if self._closed:
-                return CacheUnavailable("the cache is closed")
-            raise
-        finally:
-            self._attempt = None
         if self._closed:
             connection.close()
             return CacheUnavailable("the cache is closed")

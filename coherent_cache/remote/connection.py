@@ -55,7 +55,16 @@ def pack(command: tuple[Any, ...]) -> bytes:
 
 
 class ConnectionLost(Exception):
-    """The connection ended, or did not answer in time. Whether the commands were executed is unknown."""
+    """The connection ended, or did not answer in time. If commands were sent, it is unknown whether they were executed.
+
+    Attributes:
+        sent: whether anything of them was sent, perhaps.
+    """
+
+    def __init__(self, what: str, *, sent: bool = True) -> None:
+        """Keep what happened."""
+        super().__init__(what)
+        self.sent = sent
 
 
 class CommandConnection(Protocol):

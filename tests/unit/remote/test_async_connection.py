@@ -122,8 +122,9 @@ async def test_its_end_is_told_to_all_who_wait(server, connection):
     with pytest.raises(ConnectionLost, match="closed by the server"):
         await tasks[1]
     assert not connection.is_usable()
-    with pytest.raises(ConnectionLost):
+    with pytest.raises(ConnectionLost) as raised:
         await connection.exchange(b"3", 1)
+    assert not raised.value.sent
 
 
 @served(timeout=0.05)
@@ -201,19 +202,28 @@ def test_memory_has_a_connection_that_answers():
 
 
 class Fake:
-    """A connection that answers nothing."""
+    """A connection that answers nothing, unless it is told to; ``gate`` holds it up."""
 
     def __init__(self, server):
         self.server = server
+        self.users = 0
         self.retired = False
         self.usable = True
+        self.asked = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.lost = ConnectionLost("a fake")
 
     def is_usable(self):
         return self.usable and not self.retired
 
     async def exchange(self, _packed, _replies):
+        if self.retired:
+            raise ConnectionLost("closed", sent=False)
+        self.asked += 1
         await asyncio.sleep(0)
-        raise ConnectionLost("a fake")
+        await self.gate.wait()
+        raise self.lost
 
     def retire(self):
         self.retired = True
@@ -234,7 +244,7 @@ class Scripts:
 @pytest.fixture
 def made(monkeypatch):
     """Connections that were made; ``gate`` holds their making up."""
-    made = SimpleNamespace(connections=[], server="a", gate=asyncio.Event(), error=None)
+    made = SimpleNamespace(connections=[], server="a", gate=asyncio.Event(), error=None, lost=ConnectionLost("a fake"))
     made.gate.set()
 
     async def connect(_endpoint, *, name):
@@ -242,6 +252,7 @@ def made(monkeypatch):
         if made.error is not None:
             raise made.error
         made.connections.append(Fake(made.server))
+        made.connections[-1].lost = made.lost
         return made.connections[-1]
 
     monkeypatch.setattr(async_io, "connect", connect)
@@ -313,13 +324,13 @@ def test_each_task_is_told_that_nothing_can_be_connected(made):
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("early", [True, False])
-def test_closing_while_it_connects_tells_those_who_wait(made, early):
+@pytest.mark.parametrize("turns", [0, 1, 2, 5])
+def test_closing_while_it_connects_tells_those_who_wait(made, turns):
     async def main():
         runner = io()
         made.gate.clear()
         task = asyncio.create_task(runner.execute([object()]))
-        for _ in range(0 if early else 5):
+        for _ in range(turns):  # before it has begun, before the attempt has, in its midst
             await asyncio.sleep(0)
         runner.close()
         with pytest.raises(CacheUnavailable, match="closed"):
@@ -329,5 +340,83 @@ def test_closing_while_it_connects_tells_those_who_wait(made, early):
             await runner.execute([object()])
         await runner.wait_closed()
         assert not made.connections
+
+    asyncio.run(main())
+
+
+def test_who_is_late_for_a_common_connection_takes_nothing_from_those_who_have_it(made):
+    """The subscriber is still on the old primary, the endpoint leads to the new one: each connection is a stranger."""
+
+    async def main():
+        runner = io(lambda: "another")
+
+        async def late(turns):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            return await runner.execute([object()])
+
+        errors = await asyncio.gather(*[late(turns) for turns in range(40)], return_exceptions=True)
+        assert all("failed: a fake" in str(error) for error in errors), errors
+        assert 1 < len(made.connections) < 40
+        assert all(connection.retired for connection in made.connections[:-1])
+        assert not made.connections[-1].retired
+
+    asyncio.run(main())
+
+
+def test_one_that_is_replaced_is_retired_only_when_its_users_have_sent_all_they_have_to(made):
+    """Between the answer that tells that the script is not known and its text, nothing is under way."""
+
+    async def main():
+        leads_to = "a"
+        runner = io(lambda: leads_to)
+        await ask(runner)
+        (old,) = made.connections
+        old.gate = asyncio.Event()
+        asked = asyncio.create_task(ask(runner))
+        while old.asked < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        leads_to = made.server = "b"
+        await ask(runner)
+        assert len(made.connections) == 2
+        assert not old.retired
+        old.gate.set()
+        await asked
+        assert old.retired
+
+    asyncio.run(main())
+
+
+def test_what_was_never_sent_was_never_applied(made):
+    async def main():
+        runner = io()
+        made.gate.clear()
+        task = asyncio.create_task(runner.execute([object()]))
+        await asyncio.sleep(0)
+        made.lost = ConnectionLost("closed by the server", sent=False)
+        made.gate.set()
+        with pytest.raises(CacheUnavailable, match="closed by the server") as raised:
+            await task
+        assert not raised.value.maybe_applied
+        made.connections[0].lost = ConnectionLost("closed by the server")
+        with pytest.raises(CacheUnavailable, match="closed by the server") as raised:
+            await runner.execute([object()])
+        assert raised.value.maybe_applied
+
+    asyncio.run(main())
+
+
+def test_who_waits_for_a_connection_is_told_if_the_task_that_makes_it_is_cancelled(made):
+    async def main():
+        runner = io()
+        made.gate.clear()
+        task = asyncio.create_task(runner.execute([object()]))
+        await asyncio.sleep(0)
+        (attempt,) = [task for task in asyncio.all_tasks() if task.get_name() == "me:connect"]
+        attempt.cancel()
+        with pytest.raises(CacheUnavailable, match="cancelled"):
+            await task
+        made.gate.set()
+        await ask(runner)
 
     asyncio.run(main())

@@ -307,13 +307,12 @@ def foreign_values(good):
     return {
         "text": b"hello",
         "nothing": b"",
-        "random": os.urandom(200),
+        "random": b"\x00" + os.urandom(199),
         "msgpack": b"\x81\xa1a\x01",
         "truncated": good[:40],
         "without-end": good[:-1],
         "overlong": good + b"x",
         "another key's": bytes(damaged),
-        "newer format": good[:1] + b"\x02" + good[2:],
     }
 
 
@@ -346,6 +345,29 @@ def test_foreign_values(redis_server, make, names, query):
         plain.set(name, b"hello")
         assert strict.delete("a")
         assert not plain.exists(name)
+
+
+@pytest.mark.parametrize("query", ["", "?protocol=2"], ids=["resp3", "marks"])
+def test_a_newer_release_s_values(redis_server, make, names, query):
+    strict, lenient = make(redis_server.url + query), make(redis_server.url + query, on_foreign="miss")
+    strict.set("a", [1, 2, 3])
+    name = names.value(b"a")
+    with redis_server.client() as plain:
+        good = plain.get(name)
+        newer = good[:1] + b"\x02" + good[2:]
+        plain.set(name, newer)
+        for each in (strict, lenient):
+            each.clear_local()
+            assert each.get("a", "a miss") == "a miss"
+            assert each.get_many(["a", "b"]) == {}
+            with pytest.raises(ForeignValue):
+                each.set("a", 1, if_version=MISSING)
+            with pytest.raises(ForeignValue):
+                each.update("a", lambda _: 1)
+            assert each.get_or_set("a", lambda: "loaded") == "loaded"
+        assert plain.get(name) == newer
+        strict.set("a", "ours again")
+        assert lenient.get("a") == "ours again"
 
 
 @pytest.mark.parametrize("kind", ["list", "hash", "stream"])

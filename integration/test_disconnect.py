@@ -11,7 +11,15 @@ import pytest
 from coherent_cache import CoherentCache
 from coherent_cache.core.session import Session
 from coherent_cache.errors import CacheUnavailable, NotCoherent
-from coherent_cache.events import HistoryLost, MessageDamaged, MessageGap, Resynced, StateChanged, SubscriberLost
+from coherent_cache.events import (
+    HistoryLost,
+    MessageDamaged,
+    MessageGap,
+    Resynced,
+    StateChanged,
+    SubscriberLost,
+    UnknownFormatSeen,
+)
 from coherent_cache.keys import shard_names
 from coherent_cache.testing import FaultProxy
 from coherent_cache.testing.fault_proxy import SUBSCRIBERS, commands
@@ -370,11 +378,19 @@ class TestLyingStreams:
         coherent(cache)
         assert cache.warm(KEYS) == len(KEYS)
 
-    @pytest.mark.parametrize("bytes_sent", [b"", b"\xff\xfe", b"\x02\x90", b"\x01\x98\x01"])
-    def test_what_cannot_be_understood_flushes(self, redis_server, make, names, bytes_sent):
+    @pytest.mark.parametrize(
+        ("bytes_sent", "told"),
+        [
+            (b"", MessageDamaged),
+            (b"\xff\xfe", UnknownFormatSeen),
+            (b"\x02\x90", UnknownFormatSeen),
+            (b"\x01\x98\x01", MessageDamaged),
+        ],
+    )
+    def test_what_cannot_be_understood_flushes(self, redis_server, make, names, bytes_sent, told):
         cache = make(redis_server.url)
         warmed(cache, cache)
-        events = listen(cache, MessageDamaged)
+        events = listen(cache, told)
         with redis_server.client() as plain:
             assert plain.publish(names.channel, bytes_sent) == 1
         wait_until(lambda: events, PATIENCE, "it is reported")

@@ -14,6 +14,7 @@ The caller waits for that, so that nothing is left when it ends; if it is cancel
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
@@ -312,15 +313,25 @@ class LoopRuntime:
         await asyncio.shield(self._closing)
 
     async def _close_all(self) -> None:
-        runtime = self._runtime
-        await asyncio.to_thread(runtime.begin_close)
-        await self._finish_loads()
-        await asyncio.to_thread(runtime.end_close)
+        # A thread does it, and to the end, even if the loop's own end cancels this.
+        await asyncio.to_thread(self._runtime.close, self._await_loads)
+        await self._finish_loads()  # if it was closed elsewhere
         if self._end is not None:
             await self._end.aclose()
         # They have been told by now that there is no connection any more.
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+    def _await_loads(self) -> None:
+        """Have the loads in the background finished, from another thread."""
+        finishing = self._finish_loads()
+        try:
+            ended = asyncio.run_coroutine_threadsafe(finishing, self._loop)
+        except RuntimeError:  # the loop is closed
+            finishing.close()
+            return
+        with contextlib.suppress(concurrent.futures.CancelledError, TimeoutError):  # the loop ends, or has stopped
+            ended.result(self._runtime.settings.timeout + 1)
 
     async def _finish_loads(self) -> None:
         """Wait for loads in the background, ``timeout`` seconds at most; cancel what is left."""

@@ -160,6 +160,8 @@ class Runtime:
         self.started = False
         self.checked = settings.shards == 1
         self.closed = False
+        self._closing = threading.Lock()
+        self._ended = False
         self._attached: set[Attached] = set()
 
     def run(self, operation: Operation[T]) -> T:
@@ -263,7 +265,9 @@ class Runtime:
             raise self._subscriber.fatal
 
     def raise_refused(self) -> None:
-        """Raise what will not be otherwise until somebody repairs it."""
+        """Raise what will not be otherwise until somebody repairs it, or not at all since the cache is closed."""
+        if self.closed:
+            raise CacheUnavailable("the cache is closed")
         self.raise_fatal()
         if self._subscriber.refused is not None:
             raise self._subscriber.refused
@@ -376,6 +380,7 @@ class Runtime:
         """Wait until ``predicate`` holds, looked at whenever the stream's state changed; return whether it does.
 
         Raises:
+            CacheUnavailable: the cache is closed, perhaps meanwhile.
             NamespaceMismatch: the namespace was created with other settings: it will never hold.
             NotPermitted: the user lacks a right that the subscriber needs.
         """
@@ -389,26 +394,32 @@ class Runtime:
             self.raise_refused()
         return ready
 
-    def close(self) -> None:
-        """Stop the thread and close the connections. Idempotent; a runtime of another process is left alone."""
-        if self.begin_close():
-            self.end_close()
+    def close(self, meanwhile: Callable[[], object] | None = None) -> None:
+        """Stop the thread and close the connections. Idempotent; a runtime of another process is left alone.
 
-    def begin_close(self) -> bool:
-        """Begin nothing more and stop the thread; return whether this was not closed yet."""
-        if self.pid != os.getpid():
-            return False
+        Nobody waits for another one who is just closing it, such as the thread that this signal handler interrupts.
+        What one was interrupted in, the next one does.
+
+        Args:
+            meanwhile: waits for what goes on elsewhere; called when nothing more can begin, and all is connected still.
+        """
+        if self.pid != os.getpid() or not self._closing.acquire(blocking=False):
+            return
+        try:
+            if not self._ended:
+                self._close(meanwhile)
+                self._ended = True
+        finally:
+            self._closing.release()
+
+    def _close(self, meanwhile: Callable[[], object] | None) -> None:
         with self._start_lock:
-            if self.closed:
-                return False
             self.closed = True
         if self.started and self.settings.local_enabled:
             self._leave(connected=self._pool.server is not None)
         self.instance.wake_all()  # they ask again, and find it closed
-        return True
-
-    def end_close(self) -> None:
-        """Wait for what goes on in the background, and close the connections."""
+        if meanwhile is not None:
+            meanwhile()
         self._background.stop(self.settings.timeout)
         self._renewals.stop(self.settings.timeout + 1)
         self._pool.close()

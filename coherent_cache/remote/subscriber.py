@@ -185,6 +185,7 @@ class Subscriber:
         """End the thread; return whether it ended within ``timeout`` seconds."""
         self._stopping.set()
         self.wake()
+        self._wake_watchers()
         if self._watch is not None:
             self._watch.stop(timeout)
         thread = self._thread
@@ -206,12 +207,15 @@ class Subscriber:
         self.wake()
 
     def wait(self, predicate: Callable[[], bool], timeout: float) -> bool:
-        """Wait until ``predicate`` holds, looked at whenever something changed; return whether it does."""
+        """Wait until ``predicate`` holds, looked at whenever something changed; return whether it does.
+
+        False at once if it never will: for a reason that is kept, or because of :meth:`stop`.
+        """
         with self._settled:
             return self._settled.wait_for(lambda: predicate() or self._hopeless(), timeout) and predicate()
 
     def _hopeless(self) -> bool:
-        return self.fatal is not None or self.refused is not None
+        return self.fatal is not None or self.refused is not None or self._stopping.is_set()
 
     def watch(self) -> Waiter:
         """Return a waiter that is woken when something changed; :meth:`ignore` must follow."""
@@ -388,11 +392,14 @@ class Subscriber:
         self._emit(SubscriberConnected(server, "resp3" if self._inline else "marks", away))
 
     def _settle(self) -> None:
+        self._wake_watchers()
+        self._events.drain()
+
+    def _wake_watchers(self) -> None:
         with self._settled:
             self._settled.notify_all()
             for waiter in self._watchers:
                 waiter.wake()
-        self._events.drain()
 
 
 _Aside = Receipt | Report | Response

@@ -320,6 +320,18 @@ async def test_close_cancels_loads_in_the_background_that_take_too_long(url):
 
 
 @on_loop
+async def test_close_ends_loads_in_the_background_of_a_cache_that_was_closed_by_a_thread(url):
+    cache = await ready(url, timeout=0.1)
+    await cache.set("k", "old", ttl=50)
+    assert await cache.get_or_set("k", asyncio.Event().wait, ttl=100, refresh_ahead=0.9) == "old"
+    while not cache._runtime._renewals._due:  # noqa: ASYNC110  # until the loader runs
+        await asyncio.sleep(0)
+    await asyncio.to_thread(cache._runtime.close)
+    await cache.close()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@on_loop
 async def test_what_ends_a_load_in_the_background_does_not_end_the_loop(url):
     async def leave():
         raise SystemExit
@@ -623,6 +635,54 @@ async def test_close_is_idempotent_and_ends_the_context(url):
         await cache.get("k")
     with pytest.raises(CacheUnavailable, match="closed"):
         await cache.wait_ready(1)
+
+
+@on_loop
+async def test_close_wakes_who_waits_until_it_is_ready():
+    cache = AsyncCoherentCache("redis://127.0.0.1:1/0", namespace="aio", timeout=0.2)
+    waiting = asyncio.create_task(cache.wait_ready(10 * PATIENCE))
+    while not cache._runtime._subscriber._watchers:  # noqa: ASYNC110  # turn by turn
+        await asyncio.sleep(0)
+    await cache.close()
+    with pytest.raises(CacheUnavailable, match="closed"):
+        await waiting
+
+
+def test_what_the_end_of_the_loop_interrupts_is_closed_all_the_same(url):
+    cache = make(url)
+
+    async def end_while_it_is_closed():
+        await cache.set("k", 1)
+        assert await cache.wait_ready(PATIENCE)
+        closing = asyncio.create_task(cache.close())
+        while not cache._runtime.closed:  # noqa: ASYNC110  # turn by turn
+            await asyncio.sleep(0)
+        return closing
+
+    asyncio.run(end_while_it_is_closed())
+    assert not cache._runtime._subscriber._thread.is_alive()
+    assert cache._runtime._pool._closed
+    assert not cache._runtime.attached
+    asyncio.run(cache.close())
+
+
+@on_loop
+async def test_of_two_that_close_it_the_second_does_not_end_what_the_first_is_doing(url, monkeypatch):
+    cache = await ready(url)
+    other, subscriber = LoopThread(), cache._runtime._subscriber
+    await asyncio.to_thread(other.call, cache.set("k", 1))
+    stop, found = subscriber.stop, []
+
+    def stop_meanwhile(timeout):
+        other.call(cache.close())
+        found.append(cache._runtime._pool._closed)
+        return stop(timeout)
+
+    monkeypatch.setattr(subscriber, "stop", stop_meanwhile)
+    await cache.close()
+    await asyncio.to_thread(other.stop)
+    assert found == [False]
+    assert cache._runtime._pool._closed
 
 
 @on_loop

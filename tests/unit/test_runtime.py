@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from unittest.mock import Mock
 
 import pytest
 
@@ -109,3 +111,33 @@ def test_who_connects_while_it_is_closed_leaves_all_the_same(cache, monkeypatch)
     monkeypatch.setattr(io, "execute", lambda requests: sent.extend(requests) or execute(requests))
     cache.close()
     assert [type(request) for request in sent] == [LeaveRequest]
+
+
+def test_what_an_interrupted_close_has_left_the_next_one_does(cache, monkeypatch):
+    cache.set("key", 1)
+    subscriber = cache._runtime._subscriber
+    with monkeypatch.context() as patched:
+        patched.setattr(subscriber, "stop", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            cache.close()
+    cache.close()
+    assert not subscriber._thread.is_alive()
+    assert cache._runtime._pool._closed
+
+
+def test_close_wakes_who_waits_until_it_is_ready():
+    cache = CoherentCache("redis://127.0.0.1:1/0", namespace="runtime", timeout=0.2)
+    told = []
+
+    def wait():
+        with pytest.raises(CacheUnavailable, match="closed") as raised:
+            cache.wait_ready(10 * READY)
+        told.append(raised.value)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    while not cache._runtime._subscriber._settled._waiters:
+        time.sleep(0.001)
+    cache.close()
+    waiting.join(READY)
+    assert told

@@ -21,6 +21,7 @@ import redis
 
 from coherent_cache.remote.connection import ConnectionLost, DrivenConnection, ReplyError
 from coherent_cache.remote.topology import Endpoint, may_not_ask
+from coherent_cache.threads import in_own_thread
 
 
 class AsyncConnection(Protocol):
@@ -62,7 +63,7 @@ async def connect(endpoint: Endpoint, *, name: str) -> AsyncConnection:
     """
     if endpoint.in_memory:
         return MemoryConnection(DrivenConnection(endpoint.connect(name=name)))
-    connection = await asyncio.to_thread(_make, endpoint, name)
+    connection = await in_own_thread(lambda: _make(endpoint, name), name=f"{name}:connect")
     try:
         await connection.connect()
         await connection.send_command(*endpoint.question)

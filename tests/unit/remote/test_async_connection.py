@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import secrets
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+import redis
 
 from coherent_cache.errors import CacheUnavailable
 from coherent_cache.keys import shard_names
@@ -418,5 +421,23 @@ def test_who_waits_for_a_connection_is_told_if_the_task_that_makes_it_is_cancell
             await task
         made.gate.set()
         await ask(runner)
+
+    asyncio.run(main())
+
+
+def test_connecting_waits_for_no_job_of_the_application():
+    """The loop's executor is full, of jobs that perhaps wait for this connection."""
+
+    async def main():
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        release = threading.Event()
+        job = asyncio.get_running_loop().run_in_executor(None, release.wait, PATIENCE)
+        try:
+            async with asyncio.timeout(PATIENCE / 6):
+                with pytest.raises(redis.ConnectionError):
+                    await connect(endpoint("unix:///nowhere/at/all"), name="me")
+        finally:
+            release.set()
+            await job
 
     asyncio.run(main())

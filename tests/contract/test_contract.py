@@ -210,7 +210,7 @@ def test_update_is_atomic_under_contention(make):
         thread.start()
     for thread in threads:
         thread.join()
-    assert caches[0].get_entry("n").value == 200
+    assert caches[0].get("n", max_staleness=0) == 200  # the last message of the other one may still be on its way
 
 
 def test_update_returns_the_new_value_and_deletes_on_missing(cache):

@@ -9,10 +9,11 @@ from typing import Any
 
 from coherent_cache.core.questions import InstanceReport
 from coherent_cache.core.states import State
+from coherent_cache.core.stats import Lookups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FleetTotals:
+class FleetTotals(Lookups):
     """All instances of a fleet together.
 
     Attributes:
@@ -48,16 +49,6 @@ class FleetTotals:
     horizon_age: float | None
     propagation_p50: float | None
     propagation_p99: float | None
-
-    @property
-    def requests(self) -> int:
-        """Keys that were asked for."""
-        return self.hits + self.misses
-
-    @property
-    def hit_rate(self) -> float:
-        """``hits / requests``, 0.0 if there were none."""
-        return self.hits / self.requests if self.requests else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields and what follows from them as a dict of plain values."""

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from coherent_cache.core.stats import Lookups
 from coherent_cache.versions import Version
 from coherent_cache.wire import MESSAGE_FORMAT, UnknownFormat, WireError, unpack_fields
 
@@ -157,7 +158,7 @@ class Holdings(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceReport:
+class InstanceReport(Lookups):
     """What an instance says about itself.
 
     Attributes:
@@ -213,16 +214,6 @@ class InstanceReport:
     propagation_p50: float | None = None
     propagation_p99: float | None = None
     options: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
-
-    @property
-    def requests(self) -> int:
-        """Keys that were asked for."""
-        return self.hits + self.misses
-
-    @property
-    def hit_rate(self) -> float:
-        """``hits / requests``, 0.0 if there were none."""
-        return self.hits / self.requests if self.requests else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields and what follows from them as a dict of plain values."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 LAG_SAMPLES: Final = 1024
 """Latest propagation delays that percentiles are made of."""
@@ -15,6 +15,30 @@ LAG_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25
 
 OFFSET_SAMPLES: Final = 16
 """Latest clock comparisons of which the one with the shortest round trip counts (as NTP does)."""
+
+
+class Lookups(Protocol):
+    """What follows from how many keys were served from local tiers (``hits``), and how many were not (``misses``)."""
+
+    __slots__ = ()
+
+    @property
+    def hits(self) -> int:
+        """Keys served from local tiers."""
+
+    @property
+    def misses(self) -> int:
+        """Keys that were asked for and not served from a local tier."""
+
+    @property
+    def requests(self) -> int:
+        """Keys that were asked for."""
+        return self.hits + self.misses
+
+    @property
+    def hit_rate(self) -> float:
+        """``hits / requests``, 0.0 if there were none."""
+        return self.hits / self.requests if self.requests else 0.0
 
 
 @dataclass(frozen=True, slots=True)

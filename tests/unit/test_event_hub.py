@@ -14,19 +14,6 @@ FIRST = events.HistoryLost(shard=0, dropped=1, cause="x")
 SECOND = events.HistoryLost(shard=1, dropped=2, cause="x")
 
 
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def seen():
     return []

@@ -275,19 +275,6 @@ def test_loggers_that_know_no_levels_are_written_to(wrapper):
 # --- storms ---
 
 
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 def test_a_storm_becomes_a_counted_summary(captured, clock):
     log = EventLog(clock=clock, instance="me")
     for _ in range(LINES_PER_WINDOW + 7):

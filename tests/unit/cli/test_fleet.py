@@ -14,7 +14,6 @@ from rich.console import Console
 
 from coherent_cache import CacheUnavailable, CoherentCache
 from coherent_cache.cli import audit, explain, fleet_table, top
-from coherent_cache.cli import main as cli
 from coherent_cache.cli.fleet_table import SORTS, document, matches, plain, remarks, rows_of
 from coherent_cache.core.auditing import AuditReport, Offender
 from coherent_cache.core.explaining import Explanation, Held, KeyOnInstance, Next
@@ -37,21 +36,6 @@ BUSY = replace(
 
 def status(*instances, silent=(), exists=True):
     return FleetStatus(namespace="shop", server="here", exists=exists, instances=instances, silent=silent)
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command line; give exit code, standard output and standard error."""
-
-    def run(*argv):
-        try:
-            code = cli.main(argv)
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

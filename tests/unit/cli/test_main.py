@@ -31,21 +31,6 @@ def url():
 
 
 @pytest.fixture
-def run(capsys):
-    """Run a command line; give exit code, standard output and standard error."""
-
-    def run(*argv):
-        try:
-            code = cli.main(argv)
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
 def shop(run, url):
     """Run a command on one cache."""
     return lambda *argv: run(*argv, "--url", url, "--namespace", "shop")

@@ -35,16 +35,8 @@ def url():
 
 
 @pytest.fixture
-def run(capsys, url):
-    def run(*argv):
-        try:
-            code = cli.main(["tail", *argv, "--url", url, "--namespace", "shop"])
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+def run(run, url):
+    return lambda *argv: run("tail", *argv, "--url", url, "--namespace", "shop")
 
 
 @pytest.fixture

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import pytest
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
